@@ -1,1 +1,5 @@
-//! placeholder
+//! Lockstep log and replication protocol.
+
+mod position;
+
+pub use position::Position;
