@@ -1,1 +1,3 @@
-//! placeholder
+//! Lockstep's virtual machine monitor: the machine around a CPU engine, and what drives it.
+
+pub mod memory;
