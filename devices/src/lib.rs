@@ -1,1 +1,25 @@
-//! placeholder
+//! The board of a Lockstep machine: every device model as a deterministic state machine.
+//!
+//! Nothing here reads a clock, a socket or a random number. A [`Board`] is a function of the calls
+//! made on it: the guest's port and MMIO accesses, [`Board::advance`] with virtual time, and
+//! [`Board::deliver`] with logged [`Input`]s. Two boards that saw the same calls are equal and gave
+//! the same [`Output`]s; that is what lets a backup replay a primary.
+//!
+//! Time is `now`, virtual nanoseconds since power-on; it never decreases (a smaller value than the
+//! board has seen counts as the largest seen). Guest memory is touched only inside these calls, so
+//! only while the vCPU is stopped. A board can be saved and restored with `serde` between any two
+//! calls.
+
+mod board;
+mod events;
+mod i8042;
+mod irq;
+mod pic;
+mod pit;
+mod rtc;
+mod uart;
+
+pub use board::{Board, BoardSpec};
+pub use events::{
+    ConsolePort, DeliverError, DiskOp, DiskRequest, DiskStatus, Input, MAX_FRAME, MIN_FRAME, Output,
+};
