@@ -1,1 +1,48 @@
-//! placeholder
+//! Lockstep's software x86-64 CPU: an [`engine::Engine`] that runs anywhere.
+//!
+//! Guest code is decoded once into blocks of compact [`op::Op`]s, each with a handler specialised
+//! for its operands; running is calling the handlers in turn. Everything the guest can see depends
+//! on its own execution and on the answers it is given: block cache and TLB are invisible.
+//!
+//! Where things are:
+//!
+//! | module | topic |
+//! |---|---|
+//! | `engine` | the `Engine` implementation: the run loop, positions, exits |
+//! | `cpu` | the state, laid out for handlers and generated code |
+//! | `op`, `decode`, `block` | decoded instructions, decoding, the cache of decoded blocks |
+//! | `ea` | effective addresses of memory operands |
+//! | `stop`, `external` | why an instruction did not complete; port and MMIO reads and writes |
+//! | `width`, `alu`, `flags` | integer widths, arithmetic with host flags, RFLAGS |
+//! | `int` | handlers of the integer instructions |
+//! | `phys`, `tlb`, `mmu` | RAM and its page flags, software TLB, page walks, loads and stores |
+//! | `segments`, `exceptions`, `system`, `msr`, `cpuid` | system-level behaviour |
+//! | `state` | conversion to and from `CpuState` |
+//! | `native`, `fpstate`, `sse`, `x87` | vector and floating-point instructions |
+
+mod alu;
+mod block;
+mod cpu;
+mod cpuid;
+mod decode;
+mod ea;
+mod engine;
+mod exceptions;
+mod external;
+mod flags;
+mod fpstate;
+mod int;
+mod mmu;
+mod msr;
+mod native;
+mod op;
+mod phys;
+mod segments;
+mod sse;
+mod state;
+mod stop;
+mod system;
+mod width;
+mod x87;
+
+pub use engine::SoftEngine;

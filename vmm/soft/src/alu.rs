@@ -1,0 +1,2 @@
+//! Integer arithmetic with the host's own flags.
+#![allow(unsafe_code)]

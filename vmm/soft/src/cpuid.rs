@@ -1,0 +1,1 @@
+//! CPUID: what the guest is shown.

@@ -1,0 +1,398 @@
+//! The engine: the run loop, positions and exits.
+
+use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
+
+use engine::{
+    Boundary, ClockBase, CpuState, Engine, EngineError, EngineInfo, Entry, Exit, PendingRead,
+};
+use ftlog::Position;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::block::{Block, BlockCache, BlockId, MAX_OPS};
+use crate::cpu::{Cpu, attention, reg, seg};
+use crate::decode::{DecodeError, decode};
+use crate::flags;
+use crate::op::Op;
+use crate::phys::{Phys, Region};
+use crate::stop::{Exception, Stop, StopReason, vector};
+
+/// The software CPU.
+pub struct SoftEngine {
+    cpu: Cpu,
+    blocks: BlockCache,
+    /// The read that the last exit asked for.
+    pending: Option<PendingRead>,
+    /// What waits for the answer: an instruction, or the delivery of an exception.
+    delivering: Option<Exception>,
+    /// Keeps the RAM mapped.
+    _memory: Box<dyn Any + Send + Sync>,
+}
+
+/// Where the next instruction is.
+enum Next {
+    Block(BlockId),
+    /// An instruction that is not in the cache: it straddles two pages.
+    Single(Op, bool),
+}
+
+impl SoftEngine {
+    /// A CPU in its state at reset, on the given RAM.
+    pub fn new<B>(memory: &Arc<GuestMemoryMmap<B>>) -> Result<Self, EngineError>
+    where
+        B: Bitmap + Send + Sync + 'static,
+    {
+        let regions = memory
+            .iter()
+            .map(|r| Region {
+                gpa: r.start_addr().0,
+                host: r.as_ptr(),
+                len: r.len(),
+            })
+            .collect();
+        let mut engine = Self {
+            cpu: Cpu::new(Phys::new(regions)),
+            blocks: BlockCache::default(),
+            pending: None,
+            delivering: None,
+            _memory: Box::new(Arc::clone(memory)),
+        };
+        engine.set_state(&CpuState::at_reset())?;
+        Ok(engine)
+    }
+
+    /// Runs until an exit.
+    fn go(&mut self, mut step: bool) -> Exit {
+        loop {
+            if self.cpu.attention != 0 && self.pending.is_none() {
+                if let Some(exit) = self.attend() {
+                    return Exit::Boundary(exit);
+                }
+                step |= self.must_step();
+            }
+            let left = self.cpu.until.saturating_sub(self.cpu.count);
+            if left == 0 && self.pending.is_none() {
+                return Exit::Boundary(Boundary::Reached);
+            }
+            let result = match self.next() {
+                Ok(Next::Single(op, ends)) => self.step(&op, ends),
+                Ok(Next::Block(id)) => self.enter(id, left, step),
+                Err(stop) => Err(stop),
+            };
+            step = false;
+            if let Err(Stop) = result {
+                match self.stopped(&mut step) {
+                    Some(read) => {
+                        self.pending = Some(read);
+                        return Exit::Pending(read);
+                    }
+                    None => continue,
+                }
+            }
+        }
+    }
+
+    /// Runs a block, or only its first instruction.
+    fn enter(&mut self, id: BlockId, left: u64, step: bool) -> Result<(), Stop> {
+        let Some(block) = self.blocks.get(id) else {
+            return Ok(());
+        };
+        let len = block.ops.len() as u64;
+        if step || len > left {
+            let op = block.ops[0];
+            let ends = block.ops.len() == 1 && !block.falls_through;
+            return self.step(&op, ends);
+        }
+        let cpu = &mut self.cpu;
+        for op in &block.ops {
+            if let Err(stop) = (op.handler)(cpu, op) {
+                cpu.rip = cpu.ip(op);
+                cpu.count += u64::from(op.index);
+                cpu.note_segment(op);
+                return Err(stop);
+            }
+        }
+        cpu.count += len;
+        if block.falls_through {
+            cpu.rip = cpu.wrap_ip(cpu.rip.wrapping_add(block.bytes));
+        }
+        Ok(())
+    }
+
+    /// Runs one instruction alone.
+    fn step(&mut self, op: &Op, ends: bool) -> Result<(), Stop> {
+        let cpu = &mut self.cpu;
+        let shadow = cpu.interrupt_shadow;
+        let trap = cpu.control_flag(flags::TF);
+        cpu.external.restart();
+        cpu.stepping = true;
+        let result = (op.handler)(cpu, op);
+        cpu.stepping = false;
+        if let Err(stop) = result {
+            cpu.note_segment(op);
+            return Err(stop);
+        }
+        self.pending = None;
+        cpu.external.finish();
+        cpu.count += 1;
+        if !ends {
+            cpu.advance(op);
+        }
+        if shadow {
+            cpu.interrupt_shadow = false;
+            cpu.attention &= !attention::SHADOW;
+        }
+        if trap {
+            cpu.single_stepped();
+        }
+        Ok(())
+    }
+
+    /// Decides what follows a stop. Some: an exit for a read.
+    fn stopped(&mut self, step: &mut bool) -> Option<PendingRead> {
+        let exception = match self.cpu.stop {
+            StopReason::Step => {
+                *step = true;
+                return None;
+            }
+            StopReason::Read(read) => return Some(read),
+            StopReason::Exception(exception) => exception,
+            StopReason::NonCanonical => Exception {
+                vector: if self.cpu.stop_segment == seg::SS {
+                    vector::SS
+                } else {
+                    vector::GP
+                },
+                error: Some(0),
+                cr2: 0,
+            },
+        };
+        self.cpu.external.finish();
+        self.deliver(exception)
+    }
+
+    fn deliver(&mut self, exception: Exception) -> Option<PendingRead> {
+        self.delivering = None;
+        self.pending = None;
+        self.cpu.external.restart();
+        self.cpu.stepping = true;
+        let result = self.cpu.deliver(exception);
+        self.cpu.stepping = false;
+        if let (Err(Stop), StopReason::Read(read)) = (result, self.cpu.stop) {
+            self.delivering = Some(exception);
+            return Some(read);
+        }
+        self.cpu.external.finish();
+        None
+    }
+
+    /// Looks after the bits of `attention`. Some: an exit.
+    fn attend(&mut self) -> Option<Boundary> {
+        let bits = self.cpu.attention;
+        if bits & attention::CODE != 0 {
+            self.drop_written_code();
+        }
+        if bits & attention::EXIT != 0 {
+            if let Some(exit) = self.cpu.external.next_exit() {
+                return Some(exit);
+            }
+            self.cpu.attention &= !attention::EXIT;
+        }
+        if bits & attention::SHUTDOWN != 0 {
+            return Some(Boundary::Shutdown);
+        }
+        if bits & attention::WINDOW != 0 && self.can_interrupt() {
+            return Some(Boundary::Window);
+        }
+        if bits & attention::HALTED != 0 {
+            return Some(Boundary::Halt {
+                interrupts_enabled: self.cpu.control_flag(flags::IF),
+            });
+        }
+        None
+    }
+
+    /// Whether instructions must be run one by one.
+    fn must_step(&self) -> bool {
+        self.cpu.attention & (attention::SHADOW | attention::TRAP | attention::BREAKPOINTS) != 0
+    }
+
+    fn drop_written_code(&mut self) {
+        self.cpu.attention &= !attention::CODE;
+        self.cpu.code_generation += 1;
+        for range in std::mem::take(&mut self.cpu.phys.written_code) {
+            if self.blocks.drop_range(range.start, range.end) {
+                self.cpu.phys.unmark_code(range.start & !0xfff);
+            }
+        }
+    }
+
+    /// The block or instruction at CS:RIP.
+    fn next(&mut self) -> Result<Next, Stop> {
+        let cpu = &mut self.cpu;
+        let linear = cpu.code_linear(cpu.rip)?;
+        let page = cpu.fetch_page(linear)?;
+        let gpa = page.gpa | linear & 0xfff;
+        if let Some(id) = self.blocks.find(gpa, cpu.code_mode) {
+            return Ok(Next::Block(id));
+        }
+        self.decode_block(gpa, linear)
+    }
+
+    fn decode_block(&mut self, gpa: u64, linear: u64) -> Result<Next, Stop> {
+        let mode = self.cpu.code_mode;
+        let mut buf = [0; MAX_OPS * 15];
+        let room = (0x1000 - (gpa & 0xfff)) as usize;
+        let code = &mut buf[..room.min(MAX_OPS * 15)];
+        self.cpu.phys.read_code(gpa, code);
+        let (mut ops, mut at, mut falls_through) = (Vec::<Op>::new(), 0, true);
+        while ops.len() < MAX_OPS {
+            let Ok(mut decoded) = decode(&code[at..], mode, at as u16) else {
+                break;
+            };
+            decoded.op.index = ops.len() as u8;
+            at += usize::from(decoded.op.len);
+            ops.push(decoded.op);
+            if decoded.ends {
+                falls_through = false;
+                break;
+            }
+        }
+        if ops.is_empty() {
+            return self.straddling(&code[..room.min(15)], linear);
+        }
+        if self.blocks.is_full() {
+            for page in self.blocks.clear() {
+                self.cpu.phys.unmark_code(page << 12);
+            }
+            self.cpu.code_generation += 1;
+        }
+        self.cpu.phys.mark_code(gpa, at as u64);
+        let block = Block {
+            ops: ops.into_boxed_slice(),
+            gpa,
+            bytes: at as u64,
+            falls_through,
+        };
+        Ok(Next::Block(self.blocks.insert(block, mode)))
+    }
+
+    /// Decodes an instruction whose first bytes, up to the end of their page, are `head`.
+    fn straddling(&mut self, head: &[u8], linear: u64) -> Result<Next, Stop> {
+        let cpu = &mut self.cpu;
+        let mut bytes = [0; 15];
+        bytes[..head.len()].copy_from_slice(head);
+        if head.len() < 15 {
+            let second = cpu.fetch_page(linear.wrapping_add(head.len() as u64))?;
+            cpu.phys.read_code(second.gpa, &mut bytes[head.len()..]);
+        }
+        match decode(&bytes, cpu.code_mode, 0) {
+            Ok(d) => Ok(Next::Single(d.op, d.ends)),
+            Err(DecodeError::TooLong | DecodeError::NeedMore) => Err(cpu.raise_gp(0)),
+        }
+    }
+}
+
+impl Engine for SoftEngine {
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            name: "soft",
+            counts: "retired instructions, one per REP iteration",
+            cpuid_hash: 0,
+            host_math: 0,
+        }
+    }
+
+    fn run(&mut self, until: Option<u64>, entry: Entry) -> Result<Exit, EngineError> {
+        if let Some(asked) = until
+            && asked < self.cpu.count
+        {
+            let now = self.cpu.count;
+            return Err(EngineError::PositionPassed { asked, now });
+        }
+        self.cpu.until = until.unwrap_or(u64::MAX);
+        match (self.pending, entry) {
+            (None, Entry::Resume) => Ok(self.go(false)),
+            (Some(read), Entry::Answer(value)) => {
+                self.cpu.external.answer(read, value);
+                if let Some(exception) = self.delivering
+                    && let Some(read) = self.deliver(exception)
+                {
+                    self.pending = Some(read);
+                    return Ok(Exit::Pending(read));
+                }
+                Ok(self.go(true))
+            }
+            (None, Entry::Answer(_)) => Err(EngineError::WrongEntry {
+                entry,
+                expected: "no read is pending: resume it",
+            }),
+            (Some(_), Entry::Resume) => Err(EngineError::WrongEntry {
+                entry,
+                expected: "a read is pending: answer it",
+            }),
+        }
+    }
+
+    fn position(&self) -> Position {
+        Position {
+            count: self.cpu.count,
+            rip: self.cpu.rip,
+            rcx: self.cpu.gpr[usize::from(reg::RCX)],
+        }
+    }
+
+    fn can_interrupt(&self) -> bool {
+        self.cpu.control_flag(flags::IF) && !self.cpu.interrupt_shadow && !self.cpu.shutdown
+    }
+
+    fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
+        self.cpu.stepping = true;
+        let result = self.cpu.interrupt(vector);
+        self.cpu.stepping = false;
+        match result {
+            Ok(()) => Ok(()),
+            Err(Stop) => Err(EngineError::BadState(
+                "the interrupt's frame lies outside RAM".into(),
+            )),
+        }
+    }
+
+    fn request_window(&mut self, on: bool) {
+        if on {
+            self.cpu.attention |= attention::WINDOW;
+        } else {
+            self.cpu.attention &= !attention::WINDOW;
+        }
+    }
+
+    fn halted(&self) -> bool {
+        self.cpu.halted
+    }
+
+    fn set_clock(&mut self, clock: ClockBase) {
+        self.cpu.clock = clock;
+    }
+
+    fn state(&self) -> CpuState {
+        self.cpu.state()
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.cpu.set_state(state).map_err(EngineError::BadState)?;
+        self.pending = None;
+        self.delivering = None;
+        self.cpu.code_generation += 1;
+        Ok(())
+    }
+
+    fn memory_written(&mut self, range: Range<u64>) {
+        self.cpu.memory_written(range);
+    }
+
+    fn take_dirty(&mut self) -> Vec<u64> {
+        self.cpu.phys.take_dirty()
+    }
+}
