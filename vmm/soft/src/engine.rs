@@ -1,5 +1,7 @@
 //! The engine: the run loop, positions and exits.
 
+#![allow(unsafe_code)]
+
 use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
@@ -52,8 +54,12 @@ impl SoftEngine {
                 len: r.len(),
             })
             .collect();
+        // SAFETY: the regions stay mapped as long as `memory`, which `Self` keeps; devices access
+        // them only while no method of the engine runs.
+        let phys = unsafe { Phys::new(regions) }
+            .map_err(|e| EngineError::BadState(format!("memory layout: {e}")))?;
         let mut engine = Self {
-            cpu: Cpu::new(Phys::new(regions)),
+            cpu: Cpu::new(phys),
             blocks: BlockCache::default(),
             pending: None,
             delivering: None,
@@ -269,7 +275,7 @@ impl SoftEngine {
             }
             self.cpu.code_generation += 1;
         }
-        self.cpu.phys.mark_code(gpa, at as u64);
+        self.cpu.mark_code(gpa, at as u64);
         let block = Block {
             ops: ops.into_boxed_slice(),
             gpa,
@@ -393,6 +399,6 @@ impl Engine for SoftEngine {
     }
 
     fn take_dirty(&mut self) -> Vec<u64> {
-        self.cpu.phys.take_dirty()
+        self.cpu.take_dirty()
     }
 }

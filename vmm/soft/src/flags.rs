@@ -35,7 +35,10 @@ impl Cpu {
     /// is its own affair.
     pub fn set_rflags(&mut self, rflags: u64) {
         self.status = rflags & STATUS;
-        self.control = rflags & ALL & !STATUS | 2;
+        let old = std::mem::replace(&mut self.control, rflags & ALL & !STATUS | 2);
+        if (old ^ rflags) & AC != 0 {
+            self.update_rights();
+        }
         self.attention &= !attention::TRAP;
         if rflags & TF != 0 {
             self.attention |= attention::TRAP;

@@ -15,7 +15,8 @@
 //! | `stop`, `external` | why an instruction did not complete; port and MMIO reads and writes |
 //! | `width`, `alu`, `flags` | integer widths, arithmetic with host flags, RFLAGS |
 //! | `int` | handlers of the integer instructions |
-//! | `phys`, `tlb`, `mmu` | RAM and its page flags, software TLB, page walks, loads and stores |
+//! | `phys`, `mmu` | RAM and its page flags, loads and stores |
+//! | `tlb`, `paging`, `tables` | software TLB, page walk, coherence of the TLB with page tables |
 //! | `segments`, `exceptions`, `system`, `msr`, `cpuid` | system-level behaviour |
 //! | `state` | conversion to and from `CpuState` |
 //! | `native`, `fpstate`, `sse`, `x87` | vector and floating-point instructions |
@@ -36,12 +37,15 @@ mod mmu;
 mod msr;
 mod native;
 mod op;
+mod paging;
 mod phys;
 mod segments;
 mod sse;
 mod state;
 mod stop;
 mod system;
+mod tables;
+mod tlb;
 mod width;
 mod x87;
 

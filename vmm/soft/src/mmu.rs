@@ -210,12 +210,12 @@ impl Cpu {
         self.mmu.current = self.mmu.tlb.tables(self.mmu.mode);
     }
 
-    /// Linear address of the code that is running (of its block's first instruction).
-    pub(crate) fn code_linear(&self) -> u64 {
+    /// Linear page of the code that is running.
+    pub(crate) fn running_page(&self) -> u64 {
         if self.code_mode == CodeMode::Bits64 {
-            self.rip
+            self.rip & PAGE_MASK
         } else {
-            self.seg[usize::from(seg::CS)].base.wrapping_add(self.rip) & u64::from(u32::MAX)
+            self.seg[usize::from(seg::CS)].base.wrapping_add(self.rip) & 0xffff_f000
         }
     }
 
@@ -307,8 +307,28 @@ impl Cpu {
     ) -> Result<(), Stop> {
         let mut bytes = [0; 16];
         v.write_le(&mut bytes);
-        self.prepare_slow(mode, linear, T::BYTES as u64)?;
-        self.store_bytes_as(mode, linear, &bytes[..T::BYTES])
+        let bytes = &bytes[..T::BYTES];
+        if linear % PAGE + bytes.len() as u64 > PAGE {
+            self.prepare_slow(mode, linear, bytes.len() as u64)?;
+            return self.store_bytes_as(mode, linear, bytes);
+        }
+        let gpa = self.locate(mode, Kind::Write, linear)?;
+        if !self.stepping && self.must_step(gpa, bytes.len() as u64) {
+            return Err(self.stop_for(StopReason::Step));
+        }
+        self.store_located(mode, linear, gpa, bytes);
+        Ok(())
+    }
+
+    /// Stores bytes within one page, whose address was translated.
+    fn store_located(&mut self, mode: Mode, linear: u64, gpa: u64, bytes: &[u8]) {
+        match self.phys.frame(gpa) {
+            Some(frame) => {
+                self.store_ram(frame, gpa, bytes);
+                self.cache_write(mode, linear, frame);
+            }
+            None => self.store_outside(gpa, bytes),
+        }
     }
 
     /// Loads bytes page by page.
@@ -332,6 +352,12 @@ impl Cpu {
 
     /// Loads bytes within one page.
     fn load_part(&mut self, mode: Mode, linear: u64, out: &mut [u8]) -> Result<(), Stop> {
+        if let Some(addend) = self.mmu.tlb.lookup(mode, Kind::Read, linear) {
+            let from = linear.wrapping_add(addend) as *const u8;
+            // SAFETY: a read entry leads to a page of RAM, in which the bytes lie.
+            unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+            return Ok(());
+        }
         let gpa = self.locate(mode, Kind::Read, linear)?;
         let Some(frame) = self.phys.frame(gpa) else {
             return self.load_outside(gpa, out);
@@ -399,13 +425,7 @@ impl Cpu {
         while !rest.is_empty() {
             let n = rest.len().min((PAGE - at % PAGE) as usize);
             let gpa = self.locate(mode, Kind::Write, at)?;
-            match self.phys.frame(gpa) {
-                Some(frame) => {
-                    self.store_ram(frame, gpa, &rest[..n]);
-                    self.cache_write(mode, at, frame);
-                }
-                None => self.store_outside(gpa, &rest[..n]),
-            }
+            self.store_located(mode, at, gpa, &rest[..n]);
             rest = &rest[n..];
             at = self.next_page(at);
         }

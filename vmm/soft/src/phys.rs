@@ -97,7 +97,12 @@ impl Phys {
         let mut out: Vec<Indexed> = Vec::new();
         let mut frames = 0u64;
         let mut end = 0u64;
-        for Region { gpa: start, host, len } in regions {
+        for Region {
+            gpa: start,
+            host,
+            len,
+        } in regions
+        {
             if start % PAGE != 0 || len % PAGE != 0 || !(host as u64).is_multiple_of(PAGE) {
                 return Err(LayoutError::Unaligned { start, len });
             }

@@ -65,5 +65,6 @@ impl Cpu {
         } else {
             0xffff_ffff
         };
+        self.update_rights();
     }
 }

@@ -26,6 +26,7 @@ impl Cpu {
         self.seg = state.segments;
         self.msrs = state.msrs;
         self.update_mode();
+        self.update_translation();
         Ok(())
     }
 }

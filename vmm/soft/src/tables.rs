@@ -110,7 +110,7 @@ impl Cpu {
         };
         match entries_range(word, first, last) {
             Some((start, end)) => {
-                let code = self.code_linear() & PAGE_MASK;
+                let code = self.running_page();
                 code >= start & PAGE_MASK && code <= end
             }
             None => true,

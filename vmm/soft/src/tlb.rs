@@ -78,7 +78,9 @@ impl Context {
         Self {
             key,
             used: 0,
-            tables: tables.try_into().unwrap_or_else(|_| unreachable!("TABLES tables")),
+            tables: tables
+                .try_into()
+                .unwrap_or_else(|_| unreachable!("TABLES tables")),
             filled: Vec::with_capacity(FILLED_MAX),
         }
     }
