@@ -2,4 +2,3 @@
 
 pub mod boot;
 pub mod memory;
-pub mod save;

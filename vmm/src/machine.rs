@@ -1,0 +1,293 @@
+//! The machine: one vCPU, the board and the memory, as one deterministic state machine.
+//!
+//! `run` takes the vCPU from boundary to boundary; whatever the guest asks of the board is answered
+//! here, at once, as a function of the machine's own state. Nothing comes in from outside but
+//! through [`Machine::deliver`], and nothing leaves but as an [`Output`]. Recording and replaying
+//! are therefore the same code: they differ only in who calls `deliver`, and when.
+
+use devices::{Board, BoardSpec, DiskOp, DiskRequest, Input, Output};
+use engine::{Boundary, ClockBase, Engine, EngineError, Entry, Exit, PendingRead};
+use ftlog::Position;
+
+use crate::boot::{self, BootError, BootSpec};
+use crate::memory::{GuestRam, MemoryError};
+
+/// Why the machine stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The position asked for is reached.
+    Reached,
+    /// The vCPU waits for an interrupt.
+    Idle,
+    /// Outputs wait in [`Machine::take_outputs`].
+    Output,
+    /// The machine is off and does not run again.
+    Off(Off),
+}
+
+/// How the machine went off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Off {
+    /// The guest turned the power off.
+    Power,
+    /// The guest wrote this to the exit port.
+    Exit(u32),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("the CPU engine failed")]
+    Engine(#[from] EngineError),
+    #[error("the guest could not be loaded")]
+    Load(#[source] BootError),
+    #[error("the guest's memory could not be cleared")]
+    Memory(#[from] MemoryError),
+}
+
+/// A hash of the machine's state at a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateHash {
+    pub registers: u64,
+    pub devices: u64,
+    pub memory: Option<u64>,
+}
+
+pub struct Machine {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) ram: GuestRam,
+    pub(crate) core: Core,
+    boot: BootSpec,
+}
+
+/// Everything of the machine that is neither the vCPU nor memory: what a saved state keeps beside
+/// them, in one piece.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct Core {
+    pub board: Board,
+    pub clock: ClockBase,
+    /// How many outputs there were since power-on.
+    pub outputs: u64,
+    pub off: Option<Off>,
+}
+
+impl Machine {
+    /// A machine at power-on: the guest loaded, the vCPU at its entry.
+    pub fn power_on(
+        mut engine: Box<dyn Engine>,
+        ram: GuestRam,
+        boot: BootSpec,
+        spec: &BoardSpec,
+    ) -> Result<Self, MachineError> {
+        let state = boot::load(&ram, &boot).map_err(MachineError::Load)?;
+        for range in ram.take_written() {
+            engine.memory_written(range);
+        }
+        engine.set_state(&state)?;
+        let core = Core {
+            board: Board::new(spec),
+            clock: ClockBase::default(),
+            outputs: 0,
+            off: None,
+        };
+        engine.set_clock(core.clock);
+        Ok(Self { engine, ram, core, boot })
+    }
+
+    /// A machine that goes on from a saved state; `ram` holds its memory already.
+    pub(crate) fn resume(
+        mut engine: Box<dyn Engine>,
+        ram: GuestRam,
+        boot: BootSpec,
+        cpu: &engine::CpuState,
+        core: Core,
+    ) -> Result<Self, MachineError> {
+        for range in ram.take_written() {
+            engine.memory_written(range);
+        }
+        engine.set_state(cpu)?;
+        engine.set_clock(core.clock);
+        Ok(Self { engine, ram, core, boot })
+    }
+
+    /// Runs to the position `until`, or until something needs the caller.
+    pub fn run(&mut self, until: u64) -> Result<Stop, MachineError> {
+        let mut entry = Entry::Resume;
+        loop {
+            if let Some(off) = self.core.off {
+                return Ok(Stop::Off(off));
+            }
+            if entry == Entry::Resume {
+                self.offer_interrupt()?;
+            }
+            let exit = self.engine.run(Some(until), entry)?;
+            entry = match exit {
+                Exit::Pending(read) => Entry::Answer(self.answer(read)),
+                Exit::Boundary(boundary) => match self.at_boundary(boundary)? {
+                    Some(stop) => return Ok(stop),
+                    None => Entry::Resume,
+                },
+            };
+        }
+    }
+
+    /// Puts an asynchronous input in, here and now, with the clock reading `clock_ns`. The answer
+    /// says whether the board took it: an input for a device that the guest has reset meanwhile is
+    /// dropped, on both replicas alike.
+    pub fn deliver(&mut self, clock_ns: u64, input: Option<Input>) -> bool {
+        let count = self.engine.position().count;
+        self.core.clock = self.core.clock.rebased(count, clock_ns);
+        self.engine.set_clock(self.core.clock);
+        self.core.board.advance(self.now());
+        let Some(input) = input else { return true };
+        let taken = self.core.board.deliver(self.ram.memory().as_ref(), input);
+        self.tell_engine();
+        taken.inspect_err(|why| tracing::debug!(%why, "input dropped")).is_ok()
+    }
+
+    /// The outputs since the last call, oldest first, each with its number since power-on. All of
+    /// them happened at the present position.
+    pub fn take_outputs(&mut self) -> Result<Vec<(u64, Output)>, MachineError> {
+        let outputs = self.core.board.take_outputs();
+        let mut numbered = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            match &output {
+                Output::Reset => self.reset()?,
+                Output::PowerOff => self.core.off = Some(Off::Power),
+                Output::Exit(code) => self.core.off = Some(Off::Exit(*code)),
+                _ => {}
+            }
+            numbered.push((self.core.outputs, output));
+            self.core.outputs += 1;
+        }
+        Ok(numbered)
+    }
+
+    /// Whether `take_outputs` would give any.
+    pub fn has_outputs(&self) -> bool {
+        self.core.board.has_outputs()
+    }
+
+    pub fn position(&self) -> Position {
+        self.engine.position()
+    }
+
+    /// What the clock reads here: virtual nanoseconds since power-on.
+    pub fn now(&self) -> u64 {
+        self.core.clock.at(self.engine.position().count)
+    }
+
+    /// When the next timer of the board is due, in virtual nanoseconds.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.core.board.next_deadline()
+    }
+
+    pub fn can_receive(&self) -> bool {
+        self.core.board.can_receive(self.ram.memory().as_ref())
+    }
+
+    pub fn console_can_receive(&self) -> bool {
+        self.core.board.console_can_receive()
+    }
+
+    /// Disk requests without a completion, oldest first: what a replica that goes live re-issues.
+    pub fn disk_in_flight(&self) -> Vec<DiskRequest> {
+        self.core.board.pending_disk()
+    }
+
+    /// The frame that tells the network where the guest's MAC address is now.
+    pub fn announcement(&mut self) -> Option<Vec<u8>> {
+        self.core.board.announce()
+    }
+
+    /// Whether the disk request `id` is a read in flight.
+    pub fn is_read(&self, id: u64) -> bool {
+        let pending = self.core.board.pending_disk();
+        pending.iter().any(|request| request.id == id && request.op == DiskOp::Read)
+    }
+
+    /// Cuts the power.
+    pub fn power_off(&mut self) {
+        self.core.off = Some(Off::Power);
+    }
+
+    pub fn off(&self) -> Option<Off> {
+        self.core.off
+    }
+
+    /// The state's hash at this position; of memory too if asked (about a second for 4 GiB).
+    pub fn hash(&self, with_memory: bool) -> StateHash {
+        let core = postcard::to_stdvec(&self.core).expect("the board's state can be serialised");
+        StateHash {
+            registers: self.engine.state().hash(),
+            devices: xxhash_rust::xxh3::xxh3_64(&core),
+            memory: with_memory.then(|| self.ram.hash()),
+        }
+    }
+
+    fn at_boundary(&mut self, boundary: Boundary) -> Result<Option<Stop>, MachineError> {
+        match boundary {
+            Boundary::Reached => return Ok(Some(Stop::Reached)),
+            Boundary::IoWrite { port, size, value } => {
+                let now = self.now();
+                self.core.board.io_write(self.ram.memory().as_ref(), now, port, size, value);
+                self.tell_engine();
+            }
+            Boundary::MmioWrite { addr, size, value } => {
+                let now = self.now();
+                self.core.board.mmio_write(self.ram.memory().as_ref(), now, addr, size, value);
+                self.tell_engine();
+            }
+            // Without ACPI this is how Linux turns the power off.
+            Boundary::Halt { interrupts_enabled: false } => self.core.off = Some(Off::Power),
+            Boundary::Halt { interrupts_enabled: true } if self.core.board.interrupt_pending() => {}
+            Boundary::Halt { interrupts_enabled: true } => return Ok(Some(Stop::Idle)),
+            Boundary::Window => {}
+            Boundary::Shutdown => self.reset()?,
+        }
+        Ok(self.has_outputs().then_some(Stop::Output))
+    }
+
+    /// The value of a synchronous read. Inside an instruction the clock stands at its beginning.
+    fn answer(&mut self, read: PendingRead) -> u64 {
+        let now = self.now();
+        let memory = self.ram.memory().as_ref();
+        let value = match read {
+            PendingRead::Io { port, size } => {
+                u64::from(self.core.board.io_read(memory, now, port, size))
+            }
+            PendingRead::Mmio { addr, size } => self.core.board.mmio_read(memory, now, addr, size),
+        };
+        self.tell_engine();
+        value
+    }
+
+    fn offer_interrupt(&mut self) -> Result<(), MachineError> {
+        let pending = self.core.board.interrupt_pending();
+        if pending && self.engine.can_interrupt() {
+            let vector = self.core.board.acknowledge_interrupt();
+            self.engine.inject(vector)?;
+        }
+        self.engine.request_window(self.core.board.interrupt_pending());
+        Ok(())
+    }
+
+    /// The vCPU's caches must not outlive what a device wrote over.
+    fn tell_engine(&mut self) {
+        for range in self.ram.take_written() {
+            self.engine.memory_written(range);
+        }
+    }
+
+    /// Power-on state again; the position, the clock and the disk requests in flight go on.
+    pub fn reset(&mut self) -> Result<(), MachineError> {
+        let count = self.engine.position().count;
+        self.ram.clear()?;
+        self.core.board.reset();
+        let mut state = boot::load(&self.ram, &self.boot).map_err(MachineError::Load)?;
+        state.count = count;
+        self.tell_engine();
+        self.engine.set_state(&state)?;
+        tracing::info!(position = count, "the guest was reset");
+        Ok(())
+    }
+}
