@@ -91,7 +91,7 @@ pub const FILES: &[GuestFile] = &[
 pub const INITRD_INIT: &str = include_str!("../guest/init");
 
 /// Changes when the builder makes something else of the same recipe.
-const BUILDER_VERSION: u32 = 1;
+const BUILDER_VERSION: u32 = 2;
 
 /// What may be chosen about a guest. `Options::default()` is the guest of the
 /// README, the demo and the tests.
@@ -190,6 +190,9 @@ impl Options {
 /// - `net.ifnames=0`: the network device is `eth0`.
 /// - `cryptomgr.notests`: no self-tests of crypto code at boot, which are
 ///   more than half of the kernel's boot on a CPU in software.
+/// - `tsc=reliable`: the machine's clocks are one clock, so the kernel need not
+///   watch the TSC with another one twice a second.
+/// - `quiet`: each console byte is an output of the machine; warnings still show.
 /// - `panic=-1`: a kernel panic reboots at once.
 ///
 /// Read by the guest's own scripts, for callers to append:
@@ -197,7 +200,7 @@ impl Options {
 /// is `10.0.2.15/24,10.0.2.2,10.0.2.3`), `lockstep.appendfsync=always|everysec|no`.
 pub fn default_cmdline() -> String {
     "console=ttyS0 root=/dev/vda rootfstype=ext4 rw net.ifnames=0 cryptomgr.notests \
-     random.trust_cpu=off panic=-1"
+     random.trust_cpu=off tsc=reliable quiet panic=-1"
         .into()
 }
 

@@ -236,6 +236,7 @@ fn add_files(root: &Path, options: &Options) -> Result<(), BuildError> {
         &format!("{}\n", options.hostname),
     )?;
     write(&root.join("etc/machine-id"), 0o644, "")?;
+    make_folder(&root.join("etc/inittab.d"))?; // init asks for it at every boot
     if let Some(key) = &options.ssh_key {
         let folder = root.join("root/.ssh");
         write(

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use devices::{BoardSpec, DiskOp, DiskRequest, DiskStatus, Input, Output};
-use vmm::boot::{BootSpec, KernelKind};
+use vmm::boot::{BootMode, BootSpec};
 use vmm::machine::{Machine, Stop};
 use vmm::memory::GuestRam;
 
@@ -37,10 +37,10 @@ fn main() -> Result<()> {
         exit_port: true,
     };
     let boot = BootSpec {
-        kernel: std::fs::read(files.first().context("name a kernel")?)?.into(),
-        initrd: files.get(1).map(std::fs::read).transpose()?.map(Into::into),
+        kernel: std::fs::read(files.first().context("name a kernel")?)?,
+        initrd: files.get(1).map(std::fs::read).transpose()?,
         cmdline,
-        kind: KernelKind::Auto,
+        mode: BootMode::Auto,
     };
     let machine = Machine::power_on(engine, ram, boot, &spec)?;
     run(machine, disk)
@@ -61,7 +61,10 @@ fn run(mut machine: Machine, mut disk: Option<Disk>) -> Result<()> {
                     console.push_str(&String::from_utf8_lossy(&bytes));
                 }
                 Output::Disk(request) => {
-                    let done = disk.as_mut().context("a disk request without a disk")?.serve(request)?;
+                    let done = disk
+                        .as_mut()
+                        .context("a disk request without a disk")?
+                        .serve(request)?;
                     machine.deliver(machine.now(), Some(done));
                 }
                 _ => {}
@@ -72,13 +75,19 @@ fn run(mut machine: Machine, mut disk: Option<Disk>) -> Result<()> {
         if matches!(stop, Stop::Off(_)) || ready {
             let seconds = started.elapsed().as_secs_f64();
             let busy = seconds - idle.as_secs_f64();
-            println!("\n{stop:?} after {count} instructions, {seconds:.2} s ({busy:.2} s busy), {:.1} MIPS",
-                count as f64 / busy / 1e6);
+            println!(
+                "\n{stop:?} after {count} instructions, {seconds:.2} s ({busy:.2} s busy), {:.1} MIPS",
+                count as f64 / busy / 1e6
+            );
             return Ok(());
         }
         if last.0.elapsed() > Duration::from_secs(5) {
-            eprintln!("[{} {:?} {:.1} MIPS]", count, machine.position(),
-                (count - last.1) as f64 / last.0.elapsed().as_secs_f64() / 1e6);
+            eprintln!(
+                "[{} {:?} {:.1} MIPS]",
+                count,
+                machine.position(),
+                (count - last.1) as f64 / last.0.elapsed().as_secs_f64() / 1e6
+            );
             last = (Instant::now(), count);
         }
         if console.len() > 1 << 16 {
@@ -87,7 +96,8 @@ fn run(mut machine: Machine, mut disk: Option<Disk>) -> Result<()> {
         let host = u64::try_from(started.elapsed().as_nanos())?;
         let deadline = machine.next_deadline();
         if stop == Stop::Idle {
-            let wait = Duration::from_nanos(deadline.unwrap_or(host + 1_000_000).saturating_sub(host));
+            let wait =
+                Duration::from_nanos(deadline.unwrap_or(host + 1_000_000).saturating_sub(host));
             std::thread::sleep(wait.min(Duration::from_millis(100)));
             idle += wait.min(Duration::from_millis(100));
         }
@@ -106,7 +116,11 @@ impl Disk {
     fn open(path: &String) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("open {path}"))?;
         let sectors = file.metadata()?.len() / 512;
-        Ok(Self { file, sectors, written: HashMap::new() })
+        Ok(Self {
+            file,
+            sectors,
+            written: HashMap::new(),
+        })
     }
 
     fn serve(&mut self, request: DiskRequest) -> Result<Input> {
@@ -133,6 +147,10 @@ impl Disk {
             }
             DiskOp::Flush | DiskOp::Discard => {}
         }
-        Ok(Input::DiskDone { id: request.id, status: DiskStatus::Ok, data })
+        Ok(Input::DiskDone {
+            id: request.id,
+            status: DiskStatus::Ok,
+            data,
+        })
     }
 }

@@ -1,4 +1,13 @@
 //! Lockstep's virtual machine monitor: the machine around a CPU engine, and what drives it.
+//!
+//! | module | topic |
+//! |---|---|
+//! | [`memory`], [`boot`] | the guest's RAM, and how a kernel gets into it |
+//! | [`machine`] | vCPU, board and memory as one deterministic state machine |
+//! | [`link`] | connections to the disk server, the switch and people at consoles |
 
 pub mod boot;
+pub mod link;
+pub mod machine;
 pub mod memory;
+pub mod save;

@@ -90,7 +90,12 @@ impl Machine {
             off: None,
         };
         engine.set_clock(core.clock);
-        Ok(Self { engine, ram, core, boot })
+        Ok(Self {
+            engine,
+            ram,
+            core,
+            boot,
+        })
     }
 
     /// A machine that goes on from a saved state; `ram` holds its memory already.
@@ -106,7 +111,12 @@ impl Machine {
         }
         engine.set_state(cpu)?;
         engine.set_clock(core.clock);
-        Ok(Self { engine, ram, core, boot })
+        Ok(Self {
+            engine,
+            ram,
+            core,
+            boot,
+        })
     }
 
     /// Runs to the position `until`, or until something needs the caller.
@@ -141,7 +151,9 @@ impl Machine {
         let Some(input) = input else { return true };
         let taken = self.core.board.deliver(self.ram.memory().as_ref(), input);
         self.tell_engine();
-        taken.inspect_err(|why| tracing::debug!(%why, "input dropped")).is_ok()
+        taken
+            .inspect_err(|why| tracing::debug!(%why, "input dropped"))
+            .is_ok()
     }
 
     /// The outputs since the last call, oldest first, each with its number since power-on. All of
@@ -202,7 +214,9 @@ impl Machine {
     /// Whether the disk request `id` is a read in flight.
     pub fn is_read(&self, id: u64) -> bool {
         let pending = self.core.board.pending_disk();
-        pending.iter().any(|request| request.id == id && request.op == DiskOp::Read)
+        pending
+            .iter()
+            .any(|request| request.id == id && request.op == DiskOp::Read)
     }
 
     /// Cuts the power.
@@ -229,18 +243,28 @@ impl Machine {
             Boundary::Reached => return Ok(Some(Stop::Reached)),
             Boundary::IoWrite { port, size, value } => {
                 let now = self.now();
-                self.core.board.io_write(self.ram.memory().as_ref(), now, port, size, value);
+                self.core
+                    .board
+                    .io_write(self.ram.memory().as_ref(), now, port, size, value);
                 self.tell_engine();
             }
             Boundary::MmioWrite { addr, size, value } => {
                 let now = self.now();
-                self.core.board.mmio_write(self.ram.memory().as_ref(), now, addr, size, value);
+                self.core
+                    .board
+                    .mmio_write(self.ram.memory().as_ref(), now, addr, size, value);
                 self.tell_engine();
             }
             // Without ACPI this is how Linux turns the power off.
-            Boundary::Halt { interrupts_enabled: false } => self.core.off = Some(Off::Power),
-            Boundary::Halt { interrupts_enabled: true } if self.core.board.interrupt_pending() => {}
-            Boundary::Halt { interrupts_enabled: true } => return Ok(Some(Stop::Idle)),
+            Boundary::Halt {
+                interrupts_enabled: false,
+            } => self.core.off = Some(Off::Power),
+            Boundary::Halt {
+                interrupts_enabled: true,
+            } if self.core.board.interrupt_pending() => {}
+            Boundary::Halt {
+                interrupts_enabled: true,
+            } => return Ok(Some(Stop::Idle)),
             Boundary::Window => {}
             Boundary::Shutdown => self.reset()?,
         }
@@ -267,7 +291,8 @@ impl Machine {
             let vector = self.core.board.acknowledge_interrupt();
             self.engine.inject(vector)?;
         }
-        self.engine.request_window(self.core.board.interrupt_pending());
+        self.engine
+            .request_window(self.core.board.interrupt_pending());
         Ok(())
     }
 

@@ -20,6 +20,7 @@ use vm_memory::{
     MmapRegion, mmap::MmapRegionBuilder,
 };
 
+pub(crate) use hash::is_zero;
 pub use layout::{E820Entry, E820Kind, HIGH_RAM_START, LOW_RAM_END};
 pub use write_log::WriteLog;
 

@@ -42,7 +42,12 @@ impl Console {
     /// A console that also writes what the guest says to `file`.
     pub fn new(file: Option<&Path>) -> io::Result<Self> {
         let file = file.map(File::create).transpose()?;
-        let state = State { scrollback: VecDeque::new(), watchers: Vec::new(), file, written: 0 };
+        let state = State {
+            scrollback: VecDeque::new(),
+            watchers: Vec::new(),
+            file,
+            written: 0,
+        };
         Ok(Self(Arc::new(Mutex::new(state))))
     }
 
@@ -54,10 +59,12 @@ impl Console {
         state.scrollback.drain(..excess);
         state.to_file(bytes);
         let chunk = Bytes::copy_from_slice(bytes);
-        state.watchers.retain(|watcher| match watcher.try_send(chunk.clone()) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
-        });
+        state
+            .watchers
+            .retain(|watcher| match watcher.try_send(chunk.clone()) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+            });
     }
 
     /// What was said so far (the last 64 KiB), and everything from now on.

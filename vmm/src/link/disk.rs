@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::Sender;
 use devices::{DiskOp, DiskRequest};
 use wire::nbd::{
-    Errno, ExportName, NbdClient, NbdCloser, NbdError, NbdReceiver, NbdSender, Operation,
+    Errno, ExportName, HandshakeError, NbdClient, NbdCloser, NbdError, NbdReceiver, NbdSender,
+    Operation,
 };
 
 use super::{Arrival, CONNECT_TIMEOUT, Closed, DiskAnswer, RECONNECT_PAUSE, lock, spawn};
@@ -51,7 +52,10 @@ impl DiskLink {
             closer: Some(sender.closer()?),
             sender: Some(sender),
         };
-        let link = Self { state: Arc::new(Mutex::new(state)), closed: Closed::default() };
+        let link = Self {
+            state: Arc::new(Mutex::new(state)),
+            closed: Closed::default(),
+        };
         let keeper = link.clone();
         spawn("disk", move || keeper.keep(receiver, &arrivals))
             .map_err(|error| NbdError::from(std::io::Error::other(error)))?;
@@ -111,13 +115,16 @@ impl DiskLink {
                 Ok(reply) => reply,
                 Err(why) => return why,
             };
-            if matches!(reply.result, Err(Errno::Shutdown)) {
-                return NbdError::Refused(Errno::Shutdown);
+            if matches!(reply.result, Err(Errno::SHUTDOWN)) {
+                return NbdError::Refused(Errno::SHUTDOWN);
             }
             if lock(&self.state).open.remove(&reply.handle).is_none() {
                 continue; // answered already, before a reconnection
             }
-            let answer = DiskAnswer { id: reply.handle, result: reply.result };
+            let answer = DiskAnswer {
+                id: reply.handle,
+                result: reply.result,
+            };
             if arrivals.send(Arrival::Disk(answer)).is_err() {
                 self.closed.set();
             }
@@ -160,13 +167,18 @@ impl DiskLink {
     /// Whether `why` says that a later view is live; the vCPU's thread is told then.
     fn is_fenced(&self, why: &NbdError, arrivals: &Sender<Arrival>) -> bool {
         let fenced = match why {
-            NbdError::Refused(errno) => *errno == Errno::Shutdown,
-            NbdError::Handshake { source, .. } => source.is_refusal(),
+            NbdError::Handshake {
+                source: HandshakeError::Fenced(_),
+                ..
+            } => true,
             _ => false,
         };
         // A backup's own connection ends when it claims the view: `reopen` has a new export then.
         if fenced && !self.closed.is_set() {
-            let fenced = Arrival::Fenced { by: "the disk server", reason: why.to_string() };
+            let fenced = Arrival::Fenced {
+                by: "the disk server",
+                reason: why.to_string(),
+            };
             let _ = arrivals.send(fenced);
         }
         fenced
@@ -198,10 +210,18 @@ fn send(sender: &mut NbdSender, request: &DiskRequest) -> Result<(), NbdError> {
     let length = request.len;
     let operation = match &request.op {
         DiskOp::Read => Operation::Read { offset, length },
-        DiskOp::Write(data) => Operation::Write { offset, data, fua: false },
+        DiskOp::Write(data) => Operation::Write {
+            offset,
+            data,
+            fua: false,
+        },
         DiskOp::Flush => Operation::Flush,
         DiskOp::Discard => Operation::Trim { offset, length },
-        DiskOp::WriteZeroes => Operation::WriteZeroes { offset, length, fua: false },
+        DiskOp::WriteZeroes => Operation::WriteZeroes {
+            offset,
+            length,
+            fua: false,
+        },
     };
     sender.send(request.id, operation)
 }

@@ -24,7 +24,11 @@ use wire::nbd::Errno;
 #[derive(Debug)]
 pub enum Arrival {
     /// A frame for the guest; `number` counts the frames of switch connection `connection`.
-    Frame { connection: u64, number: u64, frame: Bytes },
+    Frame {
+        connection: u64,
+        number: u64,
+        frame: Bytes,
+    },
     /// The disk server answered.
     Disk(DiskAnswer),
     /// Somebody typed at a console.
@@ -58,7 +62,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Starts a named thread. All of a replica's threads are started here.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map(drop)
 }
 
 /// A flag that ends a link's threads.
@@ -77,5 +84,7 @@ impl Closed {
 
 /// Locks a mutex whose contents are whole after each call, even if a thread died in one.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -6,8 +6,10 @@
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::Sender;
-use wire::netport::{FromSwitch, Hello, Message, NetportClient, NetportError, NetportReceiver,
-    NetportSender};
+use wire::netport::{
+    FromSwitch, Hello, Message, NetportClient, NetportCloser, NetportError, NetportReceiver,
+    NetportSender,
+};
 
 use super::{Arrival, CONNECT_TIMEOUT, Closed, RECONNECT_PAUSE, lock, spawn};
 
@@ -28,6 +30,7 @@ pub struct NetLink {
 struct State {
     spec: NetSpec,
     sender: Option<NetportSender>,
+    closer: Option<NetportCloser>,
     /// Which connection this is, from 1.
     connection: u64,
 }
@@ -37,8 +40,16 @@ impl NetLink {
     pub fn open(spec: NetSpec, arrivals: Sender<Arrival>) -> Result<Self, NetportError> {
         let (sender, receiver) =
             NetportClient::connect(&spec.addr, &spec.hello, CONNECT_TIMEOUT)?.split();
-        let state = State { spec, sender: Some(sender), connection: 1 };
-        let link = Self { state: Arc::new(Mutex::new(state)), closed: Closed::default() };
+        let state = State {
+            spec,
+            closer: Some(sender.closer()?),
+            sender: Some(sender),
+            connection: 1,
+        };
+        let link = Self {
+            state: Arc::new(Mutex::new(state)),
+            closed: Closed::default(),
+        };
         let keeper = link.clone();
         spawn("net", move || keeper.keep(receiver, &arrivals)).map_err(NetportError::from)?;
         Ok(link)
@@ -113,12 +124,16 @@ impl NetLink {
                     if state.spec.hello != spec.hello {
                         continue; // went live meanwhile
                     }
+                    state.closer = sender.closer().ok();
                     state.sender = Some(sender);
                     state.connection += 1;
                     return Some(receiver);
                 }
                 Err(NetportError::Refused(reason)) => {
-                    let _ = arrivals.send(Arrival::Fenced { by: "the switch", reason });
+                    let _ = arrivals.send(Arrival::Fenced {
+                        by: "the switch",
+                        reason,
+                    });
                     return None;
                 }
                 Err(why) if !told => {
@@ -135,8 +150,9 @@ impl NetLink {
 
 impl State {
     fn disconnect(&mut self) {
-        if let Some(sender) = self.sender.take() {
-            sender.close();
+        self.sender = None;
+        if let Some(closer) = self.closer.take() {
+            closer.close();
         }
     }
 }
@@ -153,11 +169,18 @@ fn receive(connection: u64, receiver: &mut NetportReceiver, arrivals: &Sender<Ar
         let arrival = match receiver.recv() {
             Ok(Message::Frame(frame)) => {
                 number += 1;
-                Arrival::Frame { connection, number, frame }
+                Arrival::Frame {
+                    connection,
+                    number,
+                    frame,
+                }
             }
             Ok(Message::Control(FromSwitch::Fenced { view })) => {
                 let reason = format!("a replica of view {view} is live");
-                let _ = arrivals.send(Arrival::Fenced { by: "the switch", reason });
+                let _ = arrivals.send(Arrival::Fenced {
+                    by: "the switch",
+                    reason,
+                });
                 return Ended::Fenced;
             }
             Ok(Message::Control(message)) => {

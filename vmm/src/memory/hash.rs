@@ -5,6 +5,8 @@
 //! never touched and one that holds zeros count alike), does not depend on the order of the frames,
 //! and the hash of some frames can be compared as well as that of all.
 
+use std::ops::ControlFlow;
+
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::{FRAME, GuestRam, Memory};
@@ -15,7 +17,10 @@ impl GuestRam {
     /// The vCPU must be stopped. Frames that the host never gave the guest are skipped.
     pub fn hash(&self) -> u64 {
         let mut sum = 0u64;
-        self.for_touched(|frame, bytes| sum = sum.wrapping_add(term(frame, bytes)));
+        let _ = self.for_touched(|frame, bytes| {
+            sum = sum.wrapping_add(term(frame, bytes));
+            ControlFlow::Continue(())
+        });
         sum
     }
 
@@ -33,17 +38,23 @@ impl GuestRam {
     }
 
     /// Calls `visit` with each frame's number and content, ascending, leaving out frames that the
-    /// host never gave the guest (which read as zero).
-    pub(crate) fn for_touched(&self, mut visit: impl FnMut(u64, &[u8; FRAME as usize])) {
+    /// host never gave the guest (which read as zero), until it breaks.
+    pub(crate) fn for_touched(
+        &self,
+        mut visit: impl FnMut(u64, &[u8; FRAME as usize]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let mut buffer = [0; FRAME as usize];
         for region in self.memory.iter() {
             let start = region.start_addr().0 / FRAME;
             self.pages.for_touched(super::mapping(region), |frame| {
                 if copy_frame(region, frame, &mut buffer) {
-                    visit(start + frame, &buffer);
+                    visit(start + frame, &buffer)
+                } else {
+                    ControlFlow::Continue(())
                 }
-            });
+            })?;
         }
+        ControlFlow::Continue(())
     }
 }
 

@@ -2,6 +2,7 @@
 //! saving need not fault in (and look at) gigabytes of memory that the guest never used.
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
 use vm_memory::MmapRegion;
@@ -22,8 +23,13 @@ impl PageMap {
         Self(File::open("/proc/self/pagemap").ok())
     }
 
-    /// Calls `visit` with each touched frame of the region, relative to its start, ascending.
-    pub(super) fn for_touched(&self, region: &MmapRegion<WriteLog>, mut visit: impl FnMut(u64)) {
+    /// Calls `visit` with each touched frame of the region, relative to its start, ascending, until
+    /// it breaks.
+    pub(super) fn for_touched(
+        &self,
+        region: &MmapRegion<WriteLog>,
+        mut visit: impl FnMut(u64) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let frames = region.size() as u64 / FRAME;
         let mut bytes = vec![0; BATCH * 8];
         let mut next = 0;
@@ -34,11 +40,12 @@ impl PageMap {
             for (i, entry) in (0..count).zip(batch.chunks_exact(8)) {
                 let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
                 if !known || entry & TOUCHED != 0 {
-                    visit(next + i);
+                    visit(next + i)?;
                 }
             }
             next += count;
         }
+        ControlFlow::Continue(())
     }
 
     /// Reads the entries from a host address on; false if they are not to be had.

@@ -88,6 +88,10 @@ pub enum HandshakeError {
     Malformed { option: u32, what: &'static str },
     #[error("the server refused the export: {0}")]
     Refused(String),
+    /// The server knows the export and does not allow it to this client: for a replica, its view
+    /// has ended.
+    #[error("the server refused the export: {0}")]
+    Fenced(String),
     #[error("the server did not send the export's size")]
     NoExportInfo,
     #[error("the server's reply of kind {0:#x} was not expected")]
@@ -348,6 +352,7 @@ pub fn negotiate(
             REP_ACK => return Err(HandshakeError::NoExportInfo),
             kind => {
                 return Err(match reply.refusal() {
+                    Some(words) if kind == REP_ERR_POLICY => HandshakeError::Fenced(words),
                     Some(words) => HandshakeError::Refused(words),
                     None => HandshakeError::UnexpectedReply(kind),
                 });

@@ -12,6 +12,7 @@ pub mod transmission;
 
 pub use client::{NbdClient, NbdCloser, NbdError, NbdReceiver, NbdReply, NbdSender, Operation};
 pub use export::{ExportName, ExportNameError, ViewTag};
+pub use handshake::HandshakeError;
 pub use transmission::{Command, Errno};
 
 /// The largest payload of one request, in bytes (what common clients assume without asking).
