@@ -1,1 +1,82 @@
-fn main() {}
+//! `ft-diskd`: the shared disk and the view register of Lockstep.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use ft_diskd::{Config, DiskConfig, serve};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Serves raw disk images over NBD, and the view register that decides which replica is live.
+///
+/// When ready, prints one line of JSON: {"nbd":"HOST:PORT","register":"HOST:PORT"}. Logs go to
+/// stderr (RUST_LOG chooses what). Ends in order on SIGTERM and SIGINT; may be killed at any
+/// moment without losing what it has answered.
+#[derive(Parser)]
+#[command(name = "ft-diskd", version)]
+struct Args {
+    /// Where the NBD server listens; port 0 picks a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:10809")]
+    nbd: String,
+
+    /// Where the view register listens; port 0 picks a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:10810")]
+    register: String,
+
+    /// Directory of the register's state, on storage that survives a crash
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+
+    /// A raw image file and its export name; may be repeated
+    #[arg(
+        long = "disk",
+        value_name = "name=NAME,path=FILE[,readonly=on]",
+        required = true
+    )]
+    disks: Vec<DiskConfig>,
+
+    /// Allow snapshots of disks below this directory; may be repeated
+    #[arg(long = "snapshots", value_name = "DIR")]
+    snapshots: Vec<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    // Before anything is served, so that no signal is lost.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
+    let Args {
+        nbd,
+        register,
+        state,
+        disks,
+        snapshots,
+    } = args;
+    let handle = serve(&Config {
+        nbd,
+        register,
+        state,
+        disks,
+        snapshots,
+    })?;
+    let ready = serde_json::json!({
+        "nbd": handle.nbd_addr().to_string(),
+        "register": handle.register_addr().to_string(),
+    });
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{ready}")
+        .and_then(|()| stdout.flush())
+        .context("cannot write to stdout")?;
+    if let Some(signal) = signals.forever().next() {
+        tracing::info!(signal, "ending");
+    }
+    drop(handle);
+    Ok(())
+}

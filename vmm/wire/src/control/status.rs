@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::register::{ReplicaId, View};
+use crate::register::{ReplicaId, View, VmId};
 
 /// What a replica does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +142,7 @@ pub struct Failover {
 /// The state of one replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    pub vm: String,
+    pub vm: VmId,
     pub replica: ReplicaId,
     pub role: Role,
     pub state: Protection,

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::register::{ReplicaId, check_name};
+use crate::register::{ReplicaId, VmId, check_name};
 
 /// Which disk, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct ExportName {
 /// The view that a connection belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViewTag {
-    pub vm: String,
+    pub vm: VmId,
     pub view: u64,
     pub replica: ReplicaId,
 }
@@ -68,8 +68,10 @@ fn parse_tag(query: &str) -> Result<ViewTag, ExportNameError> {
     for part in query.split('&') {
         match part.split_once('=') {
             Some(("vm", id)) => {
-                check_name("VM", id).map_err(ExportNameError::Name)?;
-                put(&mut vm, "vm", id.to_owned())?;
+                let parsed = id.parse().map_err(|error: <VmId as FromStr>::Err| {
+                    ExportNameError::Name(error.to_string())
+                })?;
+                put(&mut vm, "vm", parsed)?;
             }
             Some(("view", number)) => {
                 let parsed = number

@@ -28,7 +28,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::register::ReplicaId;
+use crate::register::{ReplicaId, VmId};
 
 /// The protocol's version; both sides must have the same.
 pub const VERSION: u32 = 1;
@@ -100,7 +100,7 @@ impl TryFrom<String> for Mac {
 pub struct Hello {
     /// [`VERSION`].
     pub version: u32,
-    pub vm: String,
+    pub vm: VmId,
     pub replica: ReplicaId,
     /// The view that this replica knows.
     pub view: u64,

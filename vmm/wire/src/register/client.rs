@@ -4,7 +4,7 @@ use std::io::BufReader;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use super::{MAX_LINE, Record, ReplicaId, Request, Response, ServerInfo, SnapshotInfo, View};
+use super::{MAX_LINE, Record, ReplicaId, Request, Response, ServerInfo, SnapshotInfo, View, VmId};
 use crate::{line, net};
 
 /// Why a question has no usable answer.
@@ -56,8 +56,8 @@ impl RegisterClient {
         self.timeout = timeout;
     }
 
-    pub fn get(&mut self, vm: &str) -> Result<Option<Record>, RegisterError> {
-        match self.call(&Request::Get { vm: vm.to_owned() })? {
+    pub fn get(&mut self, vm: VmId) -> Result<Option<Record>, RegisterError> {
+        match self.call(&Request::Get { vm })? {
             Response::Record { record } => Ok(record),
             other => Err(self.unexpected(&other)),
         }
@@ -66,7 +66,7 @@ impl RegisterClient {
     /// See [`Request::Create`]. The answer's view is the one to use.
     pub fn create(
         &mut self,
-        vm: &str,
+        vm: VmId,
         primary: ReplicaId,
         backup: Option<ReplicaId>,
         disks: &[String],
@@ -74,7 +74,7 @@ impl RegisterClient {
     ) -> Result<Record, RegisterError> {
         let disks = disks.to_vec();
         self.record(&Request::Create {
-            vm: vm.to_owned(),
+            vm,
             primary,
             backup,
             disks,
@@ -85,12 +85,12 @@ impl RegisterClient {
     /// See [`Request::Claim`].
     pub fn claim(
         &mut self,
-        vm: &str,
+        vm: VmId,
         from_view: u64,
         claimant: ReplicaId,
     ) -> Result<ClaimAnswer, RegisterError> {
         match self.call(&Request::Claim {
-            vm: vm.to_owned(),
+            vm,
             from_view,
             claimant,
         })? {
@@ -101,11 +101,8 @@ impl RegisterClient {
     }
 
     /// See [`Request::Off`].
-    pub fn off(&mut self, vm: &str, view: u64) -> Result<Record, RegisterError> {
-        self.record(&Request::Off {
-            vm: vm.to_owned(),
-            view,
-        })
+    pub fn off(&mut self, vm: VmId, view: u64) -> Result<Record, RegisterError> {
+        self.record(&Request::Off { vm, view })
     }
 
     /// See [`Request::Snapshot`]. `timeout` bounds this call alone: a copy takes as long as the

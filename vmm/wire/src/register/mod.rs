@@ -9,7 +9,8 @@ pub mod client;
 mod types;
 
 pub use client::{ClaimAnswer, RegisterClient, RegisterError};
-pub use types::{ReplicaId, View, check_name};
+pub use ftlog::{ReplicaId, VmId};
+pub use types::{View, check_name};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,12 +22,12 @@ pub const MAX_LINE: usize = 64 << 10;
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// The record of one virtual machine.
-    Get { vm: String },
+    Get { vm: VmId },
     /// Starts a virtual machine: its first view, and the disks that are its own from now on.
     /// Refused if there is a record already, unless `reset`. View numbers never go back: after a
     /// reset the number is one higher than any before it, so use the one in the answer.
     Create {
-        vm: String,
+        vm: VmId,
         primary: ReplicaId,
         backup: Option<ReplicaId>,
         /// Export names (without parameters).
@@ -37,13 +38,13 @@ pub enum Request {
     /// From `from_view` to the next view with `claimant` alone. The same claimant asking again
     /// gets the same answer.
     Claim {
-        vm: String,
+        vm: VmId,
         from_view: u64,
         claimant: ReplicaId,
     },
     /// The virtual machine is powered off: all its connections are refused from now on and its
     /// disks are free for tools again. `view` must be the current one.
-    Off { vm: String, view: u64 },
+    Off { vm: VmId, view: u64 },
     /// A consistent copy of an export's image to `path` on the server's host, taken while no
     /// write is under way.
     Snapshot { export: String, path: String },
@@ -73,7 +74,7 @@ pub enum Response {
 /// What the register keeps of one virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    pub vm: String,
+    pub vm: VmId,
     pub view: View,
     /// The exports that only this machine's current view may write while it is on.
     pub disks: Vec<String>,

@@ -1,29 +1,7 @@
 //! Views and names as they travel on the wire.
 
-use std::fmt;
-use std::num::ParseIntError;
-use std::str::FromStr;
-
+use ftlog::ReplicaId;
 use serde::{Deserialize, Serialize};
-
-/// One VMM of a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ReplicaId(pub u64);
-
-impl fmt::Display for ReplicaId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
-impl FromStr for ReplicaId {
-    type Err = ParseIntError;
-
-    fn from_str(text: &str) -> Result<ReplicaId, ParseIntError> {
-        text.parse().map(ReplicaId)
-    }
-}
 
 /// Who is live, and who follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
