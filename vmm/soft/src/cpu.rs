@@ -5,7 +5,7 @@ use engine::{ClockBase, DescriptorTable, Msrs, Segment};
 use crate::external::External;
 use crate::fpstate::FpState;
 use crate::mmu::Mmu;
-use crate::native::Native;
+use crate::native::NativeCode;
 use crate::phys::Phys;
 use crate::stop::StopReason;
 
@@ -118,7 +118,7 @@ pub struct Cpu {
     /// x87, MMX, SSE registers.
     pub fp: FpState,
     /// Compiled stubs of instructions that the host executes.
-    pub native: Native,
+    pub native: NativeCode,
     /// Port and MMIO traffic.
     pub external: External,
     /// RAM and what is known of its pages.
@@ -127,7 +127,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// A CPU on the given RAM; its state is still to be set.
-    pub fn new(phys: Phys) -> Self {
+    pub fn new(phys: Phys, native: NativeCode) -> Self {
         Self {
             gpr: [0; 32],
             rip: 0,
@@ -162,7 +162,7 @@ impl Cpu {
             interrupt_shadow: false,
             shutdown: false,
             fp: FpState::default(),
-            native: Native::default(),
+            native,
             external: External::default(),
             phys,
         }

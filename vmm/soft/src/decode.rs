@@ -6,6 +6,7 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 
 use crate::cpu::{CodeMode, Cpu, seg};
+use crate::native::NativeCode;
 use crate::op::{BASE_RIP, NONE, Op};
 use crate::stop::Stop;
 use crate::{int, sse, system, x87};
@@ -31,6 +32,8 @@ pub struct Decoding<'a> {
     pub ea: Ea,
     /// Set for an instruction that must be the last of its block (see `op::Handler`).
     pub ends: bool,
+    /// Makes code for the instructions that the host executes.
+    pub native: &'a mut NativeCode,
 }
 
 /// A decoded instruction.
@@ -49,7 +52,12 @@ pub enum DecodeError {
 }
 
 /// Decodes the instruction at the start of `bytes` (at most 15 of them are looked at).
-pub fn decode(bytes: &[u8], mode: CodeMode, offset: u16) -> Result<Decoded, DecodeError> {
+pub fn decode(
+    bytes: &[u8],
+    mode: CodeMode,
+    offset: u16,
+    native: &mut NativeCode,
+) -> Result<Decoded, DecodeError> {
     let bitness = match mode {
         CodeMode::Bits16 => 16,
         CodeMode::Bits32 => 32,
@@ -68,7 +76,7 @@ pub fn decode(bytes: &[u8], mode: CodeMode, offset: u16) -> Result<Decoded, Deco
         }
         return Ok(undefined(offset));
     }
-    let mut d = Decoding::new(&ins, &window[..ins.len()], mode, offset);
+    let mut d = Decoding::new(&ins, &window[..ins.len()], mode, offset, native);
     let handler = int::decode(&mut d)
         .or_else(|| system::decode(&mut d))
         .or_else(|| sse::decode(&mut d))
@@ -110,7 +118,13 @@ fn undefined(offset: u16) -> Decoded {
 }
 
 impl<'a> Decoding<'a> {
-    fn new(ins: &'a Instruction, bytes: &'a [u8], mode: CodeMode, offset: u16) -> Self {
+    fn new(
+        ins: &'a Instruction,
+        bytes: &'a [u8],
+        mode: CodeMode,
+        offset: u16,
+        native: &'a mut NativeCode,
+    ) -> Self {
         let mut d = Self {
             ins,
             bytes,
@@ -122,6 +136,7 @@ impl<'a> Decoding<'a> {
             },
             ea: Ea::General,
             ends: false,
+            native,
         };
         d.memory();
         d

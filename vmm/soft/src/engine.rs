@@ -17,6 +17,7 @@ use crate::block::{Block, BlockCache, BlockId, MAX_OPS};
 use crate::cpu::{Cpu, attention, reg, seg};
 use crate::decode::{DecodeError, decode};
 use crate::flags;
+use crate::native::NativeCode;
 use crate::op::Op;
 use crate::phys::{Phys, Region};
 use crate::stop::{Exception, Stop, StopReason, vector};
@@ -59,7 +60,7 @@ impl SoftEngine {
         let phys = unsafe { Phys::new(regions) }
             .map_err(|e| EngineError::BadState(format!("memory layout: {e}")))?;
         let mut engine = Self {
-            cpu: Cpu::new(phys),
+            cpu: Cpu::new(phys, NativeCode::new().map_err(EngineError::Host)?),
             blocks: BlockCache::default(),
             pending: None,
             delivering: None,
@@ -255,7 +256,7 @@ impl SoftEngine {
         self.cpu.phys.read_code(gpa, code);
         let (mut ops, mut at, mut falls_through) = (Vec::<Op>::new(), 0, true);
         while ops.len() < MAX_OPS {
-            let Ok(mut decoded) = decode(&code[at..], mode, at as u16) else {
+            let Ok(mut decoded) = decode(&code[at..], mode, at as u16, &mut self.cpu.native) else {
                 break;
             };
             decoded.op.index = ops.len() as u8;
@@ -294,7 +295,7 @@ impl SoftEngine {
             let second = cpu.fetch_page(linear.wrapping_add(head.len() as u64))?;
             cpu.phys.read_code(second.gpa, &mut bytes[head.len()..]);
         }
-        match decode(&bytes, cpu.code_mode, 0) {
+        match decode(&bytes, cpu.code_mode, 0, &mut cpu.native) {
             Ok(d) => Ok(Next::Single(d.op, d.ends)),
             Err(DecodeError::TooLong | DecodeError::NeedMore) => Err(cpu.raise_gp(0)),
         }
