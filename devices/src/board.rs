@@ -11,20 +11,38 @@
 //! | f4 | exit port, if asked for | |
 //! | 3f8–3ff | 16550 | 4 |
 //! | 604 b004 | power off | |
+//! | cf8 cfc–cff | PCI configuration mechanism 1 | |
 //! | cf9 | reset control | |
 //!
 //! Everything else reads as all ones, VGA and firmware ports included.
+//!
+//! | PCI slot | device | line |
+//! |---|---|---|
+//! | 0 | host bridge (440FX) | |
+//! | 1 | ISA bridge (PIIX3) with the interrupt router | |
+//! | 2 | virtio network interface | 11 |
+//! | 3 | virtio disk | 5 |
+//! | 4 | virtio entropy | 9 |
+//! | 5 | virtio console | 10 |
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use vm_memory::GuestMemory;
 
-use crate::events::{ConsolePort, DeliverError, DiskRequest, Input, Output};
+use crate::events::{
+    ConsolePort, DeliverError, DiskRequest, Input, MAX_FRAME, MIN_FRAME, Output, Outputs,
+};
 use crate::i8042::{I8042, Request};
 use crate::irq;
+use crate::pci::{FIRST_DEVICE, Pci, routing_table};
 use crate::pic::Pic;
 use crate::pit::Pit;
 use crate::rtc::Rtc;
 use crate::uart::Uart;
+use crate::virtio::blk::Blk;
+use crate::virtio::console::{self, Console};
+use crate::virtio::net::{self, Net};
+use crate::virtio::rng::Rng;
+use crate::virtio::{Device, VirtioPci};
 
 /// What a machine's board is built from. Equal specs give equal boards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,10 +65,24 @@ pub struct BoardSpec {
     pub exit_port: bool,
 }
 
+/// What the board has counted since power-on, for the operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// The network interface's frames.
+    pub net: net::NetCounters,
+    /// Console input bytes that were dropped because the guest did not read them, serial port.
+    pub serial_dropped: u64,
+    /// The same for the virtio console.
+    pub console_dropped: u64,
+    /// How often a driver broke the rules of a virtio device and stopped it.
+    pub virtio_faults: u64,
+}
+
 /// Every device of the machine. See the crate's documentation for the rules of time and order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Board {
-    spec: BoardSpec,
+    exit_port: bool,
     /// The largest `now` seen.
     now: u64,
     pic: Pic,
@@ -62,23 +94,44 @@ pub struct Board {
     port92: u8,
     /// Port CF9h without the bit that resets.
     reset_control: u8,
-    outputs: Vec<Output>,
+    pci: Pci,
+    virtio: Vec<VirtioPci>,
+    outputs: Outputs,
 }
+
+// PIRQs, and so the lines in the table above, follow from the slot.
+const NET: u8 = FIRST_DEVICE;
+const DISK: u8 = FIRST_DEVICE + 1;
+const ENTROPY: u8 = FIRST_DEVICE + 2;
+const CONSOLE: u8 = FIRST_DEVICE + 3;
+
+const PORT92_A20: u8 = 0x02;
 
 impl Board {
     /// The board at power-on.
     pub fn new(spec: &BoardSpec) -> Self {
+        let net = spec.net.then(|| (NET, Device::Net(Net::new(spec.mac))));
+        let disk = spec
+            .disk_sectors
+            .map(|sectors| (DISK, Device::Blk(Blk::new(sectors, &spec.disk_id))));
+        let rng = (ENTROPY, Device::Rng(Box::new(Rng::new(spec.rng_seed))));
+        let console = (CONSOLE, Device::Console(Console::new()));
+        let virtio = net.into_iter().chain(disk).chain([rng, console]);
         Self {
-            spec: spec.clone(),
+            exit_port: spec.exit_port,
             now: 0,
             pic: Pic::new(),
             pit: Pit::new(0),
             rtc: Rtc::new(spec.unix_epoch_ns, spec.memory_bytes),
             uart: Uart::new(),
             i8042: I8042::new(),
-            port92: 0x02,
+            port92: PORT92_A20,
             reset_control: 0,
-            outputs: Vec::new(),
+            pci: Pci::new(),
+            virtio: virtio
+                .map(|(slot, device)| VirtioPci::new(slot, device))
+                .collect(),
+            outputs: Outputs::default(),
         }
     }
 
@@ -91,15 +144,30 @@ impl Board {
         self.rtc.reset();
         self.uart = Uart::new();
         self.i8042 = I8042::new();
-        self.port92 = 0x02;
+        self.port92 = PORT92_A20;
         self.reset_control = 0;
+        self.pci = Pci::new();
+        self.virtio.iter_mut().for_each(VirtioPci::power_on_reset);
+    }
+
+    /// The `$PIR` interrupt routing table, which firmware would leave on a 16-byte boundary
+    /// between F0000h and FFFFFh. A Linux guest without it works and complains.
+    pub fn pci_routing_table(&self) -> Vec<u8> {
+        routing_table(&self.virtio.iter().map(VirtioPci::slot).collect::<Vec<_>>())
     }
 
     /// A port read of 1, 2 or 4 bytes at `now`.
-    pub fn io_read<M: GuestMemory>(&mut self, mem: &M, now: u64, port: u16, size: u8) -> u32 {
+    pub fn io_read<M: GuestMemory>(&mut self, _mem: &M, now: u64, port: u16, size: u8) -> u32 {
         self.advance(now);
-        let _ = mem;
-        let value = self.split_read(port, size);
+        let value = match (port, size) {
+            (0xcf8, 4) => self.pci.address(),
+            (0xcfc..=0xcff, 1 | 2 | 4) if (port & 3) as u8 + size <= 4 => {
+                self.config_read((port & 3) as u8, size)
+            }
+            _ => (0..u16::from(size.min(4))).fold(0, |value, index| {
+                value | u32::from(self.read_byte(port.wrapping_add(index))) << (8 * index)
+            }),
+        };
         self.wire();
         value
     }
@@ -107,11 +175,15 @@ impl Board {
     /// A port write of 1, 2 or 4 bytes at `now`.
     pub fn io_write<M: GuestMemory>(&mut self, mem: &M, now: u64, port: u16, size: u8, value: u32) {
         self.advance(now);
-        let _ = mem;
         match (port, size) {
+            (0xcf8, 4) => self.pci.set_address(value),
+            (0xcfc..=0xcff, 1 | 2 | 4) if (port & 3) as u8 + size <= 4 => {
+                self.config_write((port & 3) as u8, size, value, mem);
+            }
             (0x604 | 0xb004, 2) => self.write_power(value as u16),
-            (0xf4, _) if self.spec.exit_port => {
-                self.outputs.push(Output::Exit(value & mask(size)));
+            (0xf4, 1 | 2 | 4) if self.exit_port => {
+                let mask = u32::MAX >> (32 - 8 * u32::from(size));
+                self.outputs.push(Output::Exit(value & mask));
             }
             _ => {
                 for index in 0..u16::from(size.min(4)) {
@@ -123,10 +195,17 @@ impl Board {
     }
 
     /// An MMIO read of 1 to 8 bytes at `now`.
-    pub fn mmio_read<M: GuestMemory>(&mut self, mem: &M, now: u64, addr: u64, size: u8) -> u64 {
+    pub fn mmio_read<M: GuestMemory>(&mut self, _mem: &M, now: u64, addr: u64, size: u8) -> u64 {
         self.advance(now);
-        let _ = (mem, addr, size);
-        u64::MAX
+        let hit = self
+            .virtio
+            .iter_mut()
+            .find_map(|f| f.offset_of(addr).map(|at| (f, at)));
+        let value = hit.map_or(u64::MAX, |(function, offset)| {
+            function.bar_read(offset, size)
+        });
+        self.wire();
+        value
     }
 
     /// An MMIO write of 1 to 8 bytes at `now`.
@@ -139,7 +218,14 @@ impl Board {
         value: u64,
     ) {
         self.advance(now);
-        let _ = (mem, addr, size, value);
+        let hit = self
+            .virtio
+            .iter_mut()
+            .find_map(|f| f.offset_of(addr).map(|at| (f, at)));
+        if let Some((function, offset)) = hit {
+            function.bar_write(offset, size, value, mem, &mut self.outputs);
+        }
+        self.wire();
     }
 
     /// Lets the timers act up to `now`.
@@ -184,26 +270,85 @@ impl Board {
     /// # Errors
     /// The input does not fit this machine; the board is unchanged.
     pub fn deliver<M: GuestMemory>(&mut self, mem: &M, input: Input) -> Result<(), DeliverError> {
-        let _ = mem;
         match input {
             Input::SerialInput(bytes) => self.uart.receive(&bytes),
-            Input::ConsoleInput(_) => return Err(DeliverError::NoDevice("virtio console")),
-            Input::NetReceive(_) => return Err(DeliverError::NoDevice("network interface")),
-            Input::DiskDone { .. } => return Err(DeliverError::NoDevice("disk")),
+            Input::ConsoleInput(bytes) => self.deliver_console(mem, &bytes)?,
+            Input::NetReceive(frame) => self.deliver_frame(mem, frame)?,
+            Input::DiskDone { id, status, data } => {
+                let (disk, outputs) = self.function(DISK, "disk")?;
+                if let Device::Blk(blk) = disk.device_mut() {
+                    blk.complete(id, status, data, outputs)?;
+                }
+                disk.work(0, mem, outputs);
+            }
         }
         self.wire();
         Ok(())
     }
 
+    fn deliver_frame<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        frame: Vec<u8>,
+    ) -> Result<(), DeliverError> {
+        let (function, outputs) = self.function(NET, "network interface")?;
+        if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
+            return Err(DeliverError::FrameLength(frame.len()));
+        }
+        let live = function.is_live();
+        if let Device::Net(net) = function.device_mut() {
+            net.receive(frame, live);
+        }
+        function.work(net::RECEIVE, mem, outputs);
+        Ok(())
+    }
+
+    fn deliver_console<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        bytes: &[u8],
+    ) -> Result<(), DeliverError> {
+        let (function, outputs) = self.function(CONSOLE, "virtio console")?;
+        if let Device::Console(console) = function.device_mut() {
+            console.receive(bytes);
+        }
+        function.work(console::INPUT, mem, outputs);
+        Ok(())
+    }
+
+    /// The virtio function in a slot, and where its outputs go.
+    fn function(
+        &mut self,
+        slot: u8,
+        name: &'static str,
+    ) -> Result<(&mut VirtioPci, &mut Outputs), DeliverError> {
+        let function = self
+            .virtio
+            .iter_mut()
+            .find(|function| function.slot() == slot);
+        let function = function.ok_or(DeliverError::NoDevice(name))?;
+        Ok((function, &mut self.outputs))
+    }
+
+    fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.virtio.iter().map(VirtioPci::device)
+    }
+
     /// Whether the guest has a buffer for a network frame.
     pub fn can_receive<M: GuestMemory>(&self, mem: &M) -> bool {
-        let _ = mem;
-        false
+        self.virtio.iter().any(|function| {
+            matches!(function.device(), Device::Net(net) if net.backlog_is_empty())
+                && function.is_live()
+                && function
+                    .queue(net::RECEIVE)
+                    .is_some_and(|queue| queue.available(mem).is_ok_and(|count| count > 0))
+        })
     }
 
     /// Whether the virtio console takes more input now without dropping any.
     pub fn console_can_receive(&self) -> bool {
-        false
+        self.devices()
+            .any(|device| matches!(device, Device::Console(c) if c.can_receive()))
     }
 
     /// Whether the serial port takes more input now without dropping any.
@@ -213,7 +358,7 @@ impl Board {
 
     /// What the guest did since the last call, in its order.
     pub fn take_outputs(&mut self) -> Vec<Output> {
-        std::mem::take(&mut self.outputs)
+        self.outputs.take()
     }
 
     /// Whether [`Board::take_outputs`] would give any.
@@ -224,26 +369,79 @@ impl Board {
     /// Disk requests that were output and have no completion yet, oldest first. A backup that goes
     /// live issues them again.
     pub fn pending_disk(&self) -> Vec<DiskRequest> {
-        Vec::new()
+        self.devices()
+            .find_map(|device| match device {
+                Device::Blk(blk) => Some(blk.pending()),
+                _ => None,
+            })
+            .unwrap_or_default()
     }
 
     /// An Ethernet frame that tells switches where the machine's address is now.
     pub fn announce(&mut self) -> Option<Vec<u8>> {
-        None
+        self.devices().find_map(|device| match device {
+            Device::Net(net) => Some(net.announcement()),
+            _ => None,
+        })
+    }
+
+    /// Counts of what was received, sent, dropped and refused.
+    pub fn counters(&self) -> Counters {
+        let mut counters = Counters {
+            serial_dropped: self.uart.dropped(),
+            virtio_faults: self.virtio.iter().map(VirtioPci::faults).sum(),
+            ..Counters::default()
+        };
+        for device in self.devices() {
+            match device {
+                Device::Net(net) => counters.net = net.counters(),
+                Device::Console(console) => counters.console_dropped = console.dropped(),
+                Device::Blk(_) | Device::Rng(_) => {}
+            }
+        }
+        counters
     }
 
     /// Drives the interrupt lines from the devices' outputs.
     fn wire(&mut self) {
-        self.pic.set_line(irq::TIMER, self.pit.output0(self.now));
-        self.pic.set_line(irq::KEYBOARD, self.i8042.irq());
-        self.pic.set_line(irq::SERIAL, self.uart.irq());
-        self.pic.set_line(irq::RTC, self.rtc.irq());
+        let mut lines = u16::from(self.pit.output0(self.now)) << irq::TIMER
+            | u16::from(self.i8042.irq()) << irq::KEYBOARD
+            | u16::from(self.uart.irq()) << irq::SERIAL
+            | u16::from(self.rtc.irq()) << irq::RTC;
+        for function in self.virtio.iter().filter(|function| function.irq()) {
+            if let Some(line) = self.pci.line_of(function.slot()) {
+                lines |= 1 << line;
+            }
+        }
+        self.pic.set_lines(lines);
     }
 
-    fn split_read(&mut self, port: u16, size: u8) -> u32 {
-        (0..u16::from(size.min(4))).fold(0, |value, index| {
-            value | u32::from(self.read_byte(port.wrapping_add(index))) << (8 * index)
-        })
+    fn config_read(&mut self, byte: u8, size: u8) -> u32 {
+        let Some(register) = self.pci.selected() else {
+            return u32::MAX;
+        };
+        let offset = register.offset + byte;
+        if let Some(bridge) = self.pci.bridge(register.slot) {
+            return bridge.read(offset, size);
+        }
+        let function = self.virtio.iter_mut().find(|f| f.slot() == register.slot);
+        function.map_or(u32::MAX, |function| function.config_read(offset, size))
+    }
+
+    fn config_write<M: GuestMemory>(&mut self, byte: u8, size: u8, value: u32, mem: &M) {
+        let Some(register) = self.pci.selected() else {
+            return;
+        };
+        let offset = register.offset + byte;
+        if let Some(bridge) = self.pci.bridge(register.slot) {
+            bridge.write(offset, size, value);
+        } else if let Some(function) = self
+            .virtio
+            .iter_mut()
+            .find(|function| function.slot() == register.slot)
+        {
+            function.config_write(offset, size, value, mem, &mut self.outputs);
+        }
     }
 
     fn read_byte(&mut self, port: u16) -> u8 {
@@ -264,31 +462,32 @@ impl Board {
             0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.pic.write(port, value),
             0x40..=0x43 | 0x61 => self.pit.write(self.now, port, value),
             0x60 | 0x64 => {
-                if self.i8042.write(port, value) == Some(Request::Reset) {
-                    self.outputs.push(Output::Reset);
-                }
+                let request = self.i8042.write(port, value);
+                self.reset_cpu_if(request == Some(Request::Reset));
             }
             0x70 | 0x71 => self.rtc.write(self.now, port, value),
             0x92 => {
-                // A rising edge of bit 0 resets the CPU.
-                if value & !self.port92 & 1 != 0 {
-                    self.outputs.push(Output::Reset);
-                }
-                self.port92 = value & 0x02;
+                // Bit 0 resets the CPU.
+                self.reset_cpu_if(value & 1 != 0);
+                self.port92 = value & PORT92_A20;
             }
             0x3f8..=0x3ff => {
                 if let Some(byte) = self.uart.write((port & 7) as u8, value) {
-                    self.console(ConsolePort::Serial, &[byte]);
+                    self.outputs.console(ConsolePort::Serial, &[byte]);
                 }
             }
             0xcf9 => {
-                // PIIX3 2.5.8: bit 2 going from 0 to 1 resets.
-                if value & !self.reset_control & 0x04 != 0 {
-                    self.outputs.push(Output::Reset);
-                }
+                // PIIX3 data sheet, reset control register: bit 2 resets.
+                self.reset_cpu_if(value & 0x04 != 0);
                 self.reset_control = value & 0x02;
             }
             _ => {}
+        }
+    }
+
+    fn reset_cpu_if(&mut self, asked: bool) {
+        if asked {
+            self.outputs.push(Output::Reset);
         }
     }
 
@@ -301,24 +500,32 @@ impl Board {
         }
     }
 
-    fn console(&mut self, port: ConsolePort, new: &[u8]) {
-        if let Some(Output::Console { port: last, bytes }) = self.outputs.last_mut()
-            && *last == port
-        {
-            bytes.extend_from_slice(new);
-            return;
-        }
-        self.outputs.push(Output::Console {
-            port,
-            bytes: new.to_vec(),
-        });
+    /// Whether a restored state is one that this code can have saved, as far as the code relies on
+    /// it.
+    fn is_valid(&self) -> bool {
+        self.pic.is_valid()
+            && self.pit.is_valid()
+            && self.rtc.is_valid()
+            && self.pci.is_valid()
+            && self.virtio.iter().all(VirtioPci::is_valid)
     }
 }
 
-fn mask(size: u8) -> u32 {
-    match size {
-        1 => 0xff,
-        2 => 0xffff,
-        _ => u32::MAX,
+impl Serialize for Board {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Board {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let board = Self::deserialize(deserializer)?;
+        if board.is_valid() {
+            Ok(board)
+        } else {
+            Err(serde::de::Error::custom(
+                "device state with values out of range",
+            ))
+        }
     }
 }

@@ -130,3 +130,35 @@ pub enum DeliverError {
         got: usize,
     },
 }
+
+/// Outputs in the guest's order, not yet taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outputs(Vec<Output>);
+
+impl Outputs {
+    pub fn push(&mut self, output: Output) {
+        self.0.push(output);
+    }
+
+    /// Appends console bytes, to the last output if that is the same console's.
+    pub fn console(&mut self, port: ConsolePort, new: &[u8]) {
+        if let Some(Output::Console { port: last, bytes }) = self.0.last_mut()
+            && *last == port
+        {
+            bytes.extend_from_slice(new);
+        } else if !new.is_empty() {
+            self.push(Output::Console {
+                port,
+                bytes: new.to_vec(),
+            });
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn take(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.0)
+    }
+}

@@ -14,12 +14,14 @@ mod board;
 mod events;
 mod i8042;
 mod irq;
+mod pci;
 mod pic;
 mod pit;
 mod rtc;
 mod uart;
+mod virtio;
 
-pub use board::{Board, BoardSpec};
+pub use board::{Board, BoardSpec, Counters};
 pub use events::{
     ConsolePort, DeliverError, DiskOp, DiskRequest, DiskStatus, Input, MAX_FRAME, MIN_FRAME, Output,
 };

@@ -95,6 +95,10 @@ impl Chip {
         };
     }
 
+    pub fn lines(&self) -> u8 {
+        self.lines
+    }
+
     /// The slave's output: a level whatever the mode.
     pub fn set_cascade(&mut self, line: u8, level: bool) {
         let bit = 1 << line;

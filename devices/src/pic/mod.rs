@@ -47,6 +47,19 @@ impl Pic {
         }
     }
 
+    /// Sets all lines, one bit each; bit 2, the cascade's, is ignored.
+    pub fn set_lines(&mut self, lines: u16) {
+        let [low, high] = lines.to_le_bytes();
+        let low = low & !(1 << CASCADE);
+        let changed = u16::from_le_bytes([
+            (low ^ self.master.lines()) & !(1 << CASCADE),
+            high ^ self.slave.lines(),
+        ]);
+        for line in (0..16).filter(|line| changed >> line & 1 != 0) {
+            self.set_line(line, lines >> line & 1 != 0);
+        }
+    }
+
     /// A falling and a rising edge on a line, which ends high.
     pub fn pulse(&mut self, line: u8) {
         self.set_line(line, false);

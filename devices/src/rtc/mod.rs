@@ -67,6 +67,8 @@ pub struct Rtc {
 }
 
 const RAM_SIZE: usize = 128;
+/// Bound of `base` in seconds, far beyond any date that the registers or a u64 of ns can give.
+const BASE_MAX: u64 = 1 << 50;
 
 impl Rtc {
     /// `unix_ns` is the wall clock (ns since 1970, UTC) at virtual time 0; `memory` the bytes of
@@ -93,7 +95,10 @@ impl Rtc {
     }
 
     pub fn is_valid(&self) -> bool {
-        self.ram.len() == RAM_SIZE && self.index < 0x80 && self.phase < NS_PER_S
+        self.ram.len() == RAM_SIZE
+            && self.index < 0x80
+            && self.phase < NS_PER_S
+            && self.base.unsigned_abs() <= BASE_MAX
     }
 
     fn reg(&mut self, index: u8) -> &mut u8 {
@@ -339,7 +344,7 @@ impl Rtc {
         if self.get(REG_B) & B_BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 
