@@ -9,13 +9,31 @@
 //! |---|---|
 //! | [`position`], [`entry`], [`ids`] | points in the instruction stream, records of the log, names |
 //! | [`codec`] | header, frames, messages of the logging channel, log files |
+//! | [`config`] | the bounds: detection, flushing, lag |
+//! | [`view`], [`register`], [`claim`] | views, the test-and-set's server side and its claimant |
+//! | [`detector`], [`pace`] | suspicion; lag and slowing |
+//! | [`gate`], [`hazards`] | the Output Rule; disk reads that the backup executes itself |
 
+pub mod claim;
 pub mod codec;
+pub mod config;
+pub mod detector;
 pub mod entry;
+pub mod gate;
+pub mod hazards;
 pub mod ids;
+pub mod pace;
 pub mod position;
+pub mod register;
+pub mod view;
 
+pub use claim::{ClaimAnswer, ClaimRequest};
 pub use codec::header::{CountUnit, Header, Mismatch, Region};
+pub use config::{Config, ConfigError};
+pub use detector::Suspicion;
 pub use entry::{Control, Entry, EntryKind, Event, MarkKind, digest};
+pub use hazards::ReadHazards;
 pub use ids::{ReplicaId, VmId};
 pub use position::Position;
+pub use register::ViewRegister;
+pub use view::View;
