@@ -13,7 +13,10 @@
 //! | [`view`], [`register`], [`claim`] | views, the test-and-set's server side and its claimant |
 //! | [`detector`], [`pace`] | suspicion; lag and slowing |
 //! | [`gate`], [`hazards`] | the Output Rule; disk reads that the backup executes itself |
+//! | [`replica`], [`primary`], [`backup`] | the roles, which tie it all together; effects |
+//! | [`replay`] | how a replay is compared with the log |
 
+pub mod backup;
 pub mod claim;
 pub mod codec;
 pub mod config;
@@ -24,16 +27,23 @@ pub mod hazards;
 pub mod ids;
 pub mod pace;
 pub mod position;
+pub mod primary;
 pub mod register;
+pub mod replay;
+pub mod replica;
 pub mod view;
 
+pub use backup::{Backup, ReplayError};
 pub use claim::{ClaimAnswer, ClaimRequest};
-pub use codec::header::{CountUnit, Header, Mismatch, Region};
+pub use codec::{CountUnit, Header, Mismatch, Region};
 pub use config::{Config, ConfigError};
 pub use detector::Suspicion;
 pub use entry::{Control, Entry, EntryKind, Event, MarkKind, digest};
 pub use hazards::ReadHazards;
 pub use ids::{ReplicaId, VmId};
 pub use position::Position;
+pub use primary::{AppendError, Primary, Stall};
 pub use register::ViewRegister;
+pub use replay::{Divergence, Hashes};
+pub use replica::{Effect, HaltReason, Phase, Released, Replica};
 pub use view::View;

@@ -22,8 +22,9 @@ const STEP_NS: u64 = 10_000_000;
 const SAMPLE_NS: u64 = 500_000;
 /// The integral part: share lost per second at a lag of twice the target.
 const INTEGRAL: f64 = 0.8;
-/// The proportional part: share lost half way from target to limit.
-const PROPORTIONAL: f64 = 1.0;
+/// The proportional part: share lost at the limit, if it were not clamped. Steep, because the lag
+/// goes on growing for as long as the backlog takes to execute.
+const PROPORTIONAL: f64 = 4.0;
 
 #[derive(Debug)]
 struct Sample {
@@ -109,7 +110,7 @@ impl Pace {
             (lag / target - 0.5).min(0.0)
         };
         self.base = (self.base - INTEGRAL * error.min(2.0) * seconds).clamp(SHARE_MIN, 1.0);
-        let over = 2.0 * (lag - target).max(0.0) / (self.limit_ns as f64 - target);
+        let over = (lag - target).max(0.0) / (self.limit_ns as f64 - target);
         self.share = (self.base - PROPORTIONAL * over).clamp(SHARE_MIN, 1.0);
     }
 }

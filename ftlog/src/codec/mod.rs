@@ -24,6 +24,7 @@ mod varint;
 
 pub use error::{DecodeError, EncodeError, Problem};
 pub use file::{LogFile, LogFileError, Tail, read_log};
+pub use header::{CountUnit, Header, Mismatch, Region};
 pub use message::{Ack, Bye, Hello, Message};
 pub use stats::KindBytes;
 pub use stream::{Decoder, LogEncoder, encode};
