@@ -177,6 +177,14 @@ impl<'a> Decoding<'a> {
         register(self.ins.op_register(i))
     }
 
+    /// The size of operand `i` in bytes; of an immediate, of the memory operand.
+    pub fn width(&self, i: u32) -> usize {
+        match self.ins.op_kind(i) {
+            OpKind::Register => self.ins.op_register(i).size(),
+            _ => self.ins.memory_size().size(),
+        }
+    }
+
     /// Whether operand `i` is memory.
     pub fn is_memory(&self, i: u32) -> bool {
         self.ins.op_kind(i) == OpKind::Memory
