@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`memory`], [`boot`] | the guest's RAM, and how a kernel gets into it |
 //! | [`machine`] | vCPU, board and memory as one deterministic state machine |
+//! | [`config`] | the machine's configuration: TOML file and flags |
 //! | [`link`] | connections to the disk server, the switch and people at consoles |
 
 pub mod boot;
+pub mod config;
 pub mod link;
 pub mod machine;
 pub mod memory;
