@@ -5,20 +5,22 @@
 //! `docs/lockstep.example.toml` shows every key with its default.
 
 mod flags;
+mod sections;
 #[cfg(test)]
 mod tests;
 mod values;
 
-use std::num::{NonZeroU16, NonZeroU64};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use ftlog::VmId;
 use serde::{Deserialize, Serialize};
 
 pub use flags::ConfigFlags;
+pub use sections::{
+    AppendFsync, Boot, Console, Detect, Disk, DiskReads, Endpoints, EngineKind, Ft, Guest, Hash,
+    Lag, Log, Net, Vm,
+};
 pub use values::{Address, ByteSize, Forward, Mac, NetMode, RamSize};
-
-use crate::boot::BootMode;
 
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -83,353 +85,6 @@ pub struct Config {
     pub backup: Endpoints,
 }
 
-/// The virtual machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Machine")]
-pub struct Vm {
-    /// Name of the machine
-    #[arg(id = "vm.name", long = "name", value_name = "NAME")]
-    pub name: String,
-    /// Identity of the machine; default: a new one
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "vm.uuid", long = "uuid", value_name = "UUID")]
-    pub uuid: Option<VmId>,
-    /// RAM: 16MiB to 64GiB, a multiple of 2MiB
-    #[arg(id = "vm.memory", long = "memory", value_name = "SIZE")]
-    pub memory: RamSize,
-    /// The CPU engine
-    #[arg(id = "vm.engine", long = "engine")]
-    pub engine: EngineKind,
-}
-
-impl Default for Vm {
-    fn default() -> Self {
-        Self {
-            name: "lockstep".into(),
-            uuid: None,
-            memory: RamSize::DEFAULT,
-            engine: EngineKind::default(),
-        }
-    }
-}
-
-/// Which CPU engine runs the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum EngineKind {
-    /// The best that the host has.
-    #[default]
-    Auto,
-    /// The software CPU, which works everywhere.
-    Soft,
-}
-
-/// What the machine boots.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Boot")]
-pub struct Boot {
-    /// Kernel file; default: the Debian guest, with its initrd and its disk
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "boot.kernel", long = "kernel", value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
-    /// Initial RAM disk; for a multiboot kernel its module
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "boot.initrd", long = "initrd", value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
-    /// Kernel command line; default: the Debian guest's, or none for another kernel
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(
-        id = "boot.cmdline",
-        long = "cmdline",
-        value_name = "TEXT",
-        allow_hyphen_values = true
-    )]
-    pub cmdline: Option<String>,
-    /// Text added to the command line
-    #[arg(
-        id = "boot.append",
-        long = "append",
-        value_name = "TEXT",
-        allow_hyphen_values = true
-    )]
-    pub append: String,
-    /// By which protocol the kernel is entered
-    #[arg(id = "boot.mode", long = "boot-mode")]
-    pub mode: BootMode,
-    /// Let a write to port 0xf4 end the machine, as QEMU's isa-debug-exit does
-    #[arg(id = "boot.exit_port", long = "exit-port", num_args = 0..=1,
-          default_missing_value = "true", value_name = "true|false",
-          action = clap::ArgAction::Set)]
-    pub exit_port: bool,
-}
-
-/// Settings that the Debian guest reads from its command line.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Debian guest")]
-pub struct Guest {
-    /// When Redis in the guest syncs its append-only file
-    #[arg(id = "guest.appendfsync", long = "appendfsync")]
-    pub appendfsync: AppendFsync,
-}
-
-/// Redis's `appendfsync`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum AppendFsync {
-    Always,
-    #[default]
-    Everysec,
-    No,
-}
-
-/// The shared disk.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Disk")]
-pub struct Disk {
-    /// Raw disk image; default: the Debian guest's, or none for another kernel
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "disk.path", long = "disk", value_name = "FILE")]
-    pub path: Option<PathBuf>,
-    /// Size of the disk if the image must be made; an image that is there keeps its own
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "disk.size", long = "disk-size", value_name = "SIZE")]
-    pub size: Option<ByteSize>,
-    /// Where the backup gets the data of the guest's disk reads
-    #[arg(id = "disk.reads", long = "disk-reads")]
-    pub reads: DiskReads,
-}
-
-/// Where the backup gets the data of disk reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskReads {
-    /// From the log.
-    #[default]
-    Log,
-    /// From the shared disk, which it reads itself.
-    Backup,
-}
-
-/// The network interface.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Network")]
-pub struct Net {
-    /// What the interface is connected to: user, passt, tap=NAME[,bridge=NAME] or none
-    #[arg(id = "net.mode", long = "net", value_name = "MODE")]
-    pub mode: NetMode,
-    /// Address of the interface; default: made from the machine's name
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "net.mac", long = "mac", value_name = "MAC")]
-    pub mac: Option<Mac>,
-    /// Forward a host port to a guest port; may be given several times (replaces those of the
-    /// file). Host port 0 takes a free one
-    #[arg(
-        id = "net.forward",
-        long = "forward",
-        value_name = "[[HOST:]PORT:]GUEST_PORT"
-    )]
-    pub forward: Vec<Forward>,
-}
-
-impl Default for Net {
-    fn default() -> Self {
-        Self {
-            mode: NetMode::default(),
-            mac: None,
-            // The Debian guest's Redis and web server.
-            forward: [6379, 80]
-                .into_iter()
-                .filter_map(NonZeroU16::new)
-                .map(Forward::to_guest)
-                .collect(),
-        }
-    }
-}
-
-/// The guest's consoles.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Console")]
-pub struct Console {
-    /// How much of the console's last output is kept for who connects later
-    #[arg(id = "console.history", long = "console-history", value_name = "SIZE")]
-    pub history: ByteSize,
-}
-
-impl Default for Console {
-    fn default() -> Self {
-        Self {
-            history: ByteSize(1 << 20),
-        }
-    }
-}
-
-/// Protection.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Fault tolerance")]
-pub struct Ft {
-    /// Run a backup
-    #[arg(id = "ft.enabled", long = "ft", value_name = "true|false",
-          action = clap::ArgAction::Set)]
-    pub enabled: bool,
-    /// How long the primary waits for its backup at the start before it goes on alone, in ms
-    #[arg(id = "ft.start_wait_ms", long = "start-wait-ms", value_name = "MS")]
-    pub start_wait_ms: NonZeroU64,
-}
-
-impl Default for Ft {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            start_wait_ms: nonzero(60_000),
-        }
-    }
-}
-
-/// When a replica suspects the other.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Fault tolerance")]
-pub struct Detect {
-    /// Each replica sends something at least this often, in ms; less than half of suspect_ms
-    #[arg(id = "detect.heartbeat_ms", long = "heartbeat-ms", value_name = "MS")]
-    pub heartbeat_ms: NonZeroU64,
-    /// A replica that was silent for this long is suspected to be dead, in ms
-    #[arg(id = "detect.suspect_ms", long = "suspect-ms", value_name = "MS")]
-    pub suspect_ms: NonZeroU64,
-}
-
-impl Default for Detect {
-    fn default() -> Self {
-        Self {
-            heartbeat_ms: nonzero(50),
-            suspect_ms: nonzero(1000),
-        }
-    }
-}
-
-/// How far the backup may be behind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Fault tolerance")]
-pub struct Lag {
-    /// The primary is slowed when the backup's execution is this far behind, in ms; less than half
-    /// of limit_ms
-    #[arg(id = "lag.target_ms", long = "lag-target-ms", value_name = "MS")]
-    pub target_ms: NonZeroU64,
-    /// The primary stands still when it is this far behind, in ms
-    #[arg(id = "lag.limit_ms", long = "lag-limit-ms", value_name = "MS")]
-    pub limit_ms: NonZeroU64,
-}
-
-impl Default for Lag {
-    fn default() -> Self {
-        Self {
-            target_ms: nonzero(100),
-            limit_ms: nonzero(1000),
-        }
-    }
-}
-
-/// The log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Log")]
-pub struct Log {
-    /// Entries that no output waits for are sent after this long at the latest, in ms
-    #[arg(id = "log.flush_ms", long = "flush-ms", value_name = "MS")]
-    pub flush_ms: NonZeroU64,
-    /// The primary stalls when this much of the log is not acknowledged
-    #[arg(id = "log.buffer", long = "log-buffer", value_name = "SIZE")]
-    pub buffer: ByteSize,
-    /// Write the log to this file too
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "log.record", long = "record", value_name = "FILE")]
-    pub record: Option<PathBuf>,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self {
-            flush_ms: nonzero(1),
-            buffer: ByteSize(64 << 20),
-            record: None,
-        }
-    }
-}
-
-/// Comparison of the replicas' states.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Divergence")]
-pub struct Hash {
-    /// Guest instructions between two comparisons of the registers; 0: never
-    #[arg(
-        id = "hash.interval",
-        long = "hash-interval",
-        value_name = "INSTRUCTIONS"
-    )]
-    pub interval: u64,
-    /// Compare all of memory too (slow)
-    #[arg(id = "hash.memory", long = "hash-memory", num_args = 0..=1,
-          default_missing_value = "true", value_name = "true|false",
-          action = clap::ArgAction::Set)]
-    pub memory: bool,
-}
-
-impl Default for Hash {
-    fn default() -> Self {
-        Self {
-            interval: 100_000_000,
-            memory: false,
-        }
-    }
-}
-
-/// The addresses by which one replica reaches the others; what is not given, `ft-ctl up` starts on
-/// this machine itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Addresses")]
-pub struct Endpoints {
-    /// The logging channel: where the backup listens, and where the primary connects to
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "log_address", long = "log", value_name = "HOST:PORT")]
-    pub log: Option<Address>,
-    /// The view register of ft-diskd
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "register_address", long = "register", value_name = "HOST:PORT")]
-    pub register: Option<Address>,
-    /// The disk of ft-diskd
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "nbd_address", long = "nbd", value_name = "HOST:PORT")]
-    pub nbd: Option<Address>,
-    /// The switch, ft-netd
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[arg(id = "netd_address", long = "netd", value_name = "HOST:PORT")]
-    pub netd: Option<Address>,
-}
-
-impl Endpoints {
-    /// These addresses, and those of `other` where there is none.
-    #[must_use]
-    pub fn or(self, other: &Self) -> Self {
-        let other = other.clone();
-        Self {
-            log: self.log.or(other.log),
-            register: self.register.or(other.register),
-            nbd: self.nbd.or(other.nbd),
-            netd: self.netd.or(other.netd),
-        }
-    }
-}
-
 impl Config {
     /// Reads a TOML file. Relative paths in it are relative to the file's folder.
     ///
@@ -488,6 +143,21 @@ impl Config {
             // Locally administered, unicast.
             Mac([0x02, a, b, c, d, e])
         })
+    }
+
+    /// The bounds of the replication protocol.
+    pub fn protocol(&self) -> ftlog::Config {
+        let ns = |ms: NonZeroU64| ms.get().saturating_mul(1_000_000);
+        ftlog::Config {
+            heartbeat_ns: ns(self.detect.heartbeat_ms),
+            suspect_after_ns: ns(self.detect.suspect_ms),
+            start_wait_ns: ns(self.ft.start_wait_ms),
+            flush_after_ns: ns(self.log.flush_ms),
+            log_buffer_bytes: usize::try_from(self.log.buffer.0).unwrap_or(usize::MAX),
+            lag_target_ns: ns(self.lag.target_ms),
+            lag_limit_ns: ns(self.lag.limit_ms),
+            ..ftlog::Config::default()
+        }
     }
 
     /// Whether the values go together.
@@ -586,12 +256,5 @@ impl Config {
             *path = folder.join(&*path);
         }
         Ok(config)
-    }
-}
-
-const fn nonzero(value: u64) -> NonZeroU64 {
-    match NonZeroU64::new(value) {
-        Some(value) => value,
-        None => panic!("a default is zero"),
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::boot::BootMode;
 use clap::Parser;
 use proptest::prelude::*;
 
@@ -259,6 +260,12 @@ fn the_command_line_is_put_together() {
     assert_eq!(config.kernel_cmdline("root=x"), "debug");
     config.boot.cmdline = Some("a b".into());
     assert_eq!(config.kernel_cmdline("root=x"), "a b debug");
+}
+
+#[test]
+fn the_defaults_are_the_protocols() {
+    assert_eq!(Config::default().protocol(), ftlog::Config::default());
+    assert_eq!(ftlog::Config::default().check(), Ok(()));
 }
 
 #[test]
