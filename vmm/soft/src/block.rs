@@ -5,7 +5,7 @@
 //! guest-physical address and code width, so linear mappings may change under them; a store to their
 //! bytes drops them (see `Phys::mark_code`).
 
-use std::collections::HashMap;
+use crate::hash::IntMap;
 
 use crate::cpu::CodeMode;
 use crate::op::Op;
@@ -36,8 +36,8 @@ pub type BlockId = u32;
 pub struct BlockCache {
     blocks: Vec<Option<Block>>,
     free: Vec<BlockId>,
-    by_key: HashMap<u64, BlockId>,
-    by_page: HashMap<u64, Vec<BlockId>>,
+    by_key: IntMap<BlockId>,
+    by_page: IntMap<Vec<BlockId>>,
 }
 
 fn key(gpa: u64, mode: CodeMode) -> u64 {

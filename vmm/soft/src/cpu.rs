@@ -88,8 +88,6 @@ pub struct Cpu {
     pub cpl: u8,
     /// All ones in 64-bit code, 32 bits else.
     pub ip_mask: u64,
-    /// Bumped whenever the meaning of a linear code address or a decoded block may have changed.
-    pub code_generation: u64,
     /// Why the last instruction stopped.
     pub stop: StopReason,
     /// `Op::seg` of the instruction that stopped.
@@ -140,7 +138,6 @@ impl Cpu {
             code_mode: CodeMode::Bits16,
             cpl: 0,
             ip_mask: u64::MAX,
-            code_generation: 1,
             stop: StopReason::Step,
             stop_segment: seg::DS,
             mmu: Mmu::default(),

@@ -17,6 +17,7 @@ use crate::block::{Block, BlockCache, BlockId, MAX_OPS};
 use crate::cpu::{Cpu, attention, reg, seg};
 use crate::decode::{DecodeError, decode};
 use crate::flags;
+use crate::jump::{JumpCache, Place};
 use crate::native::NativeCode;
 use crate::op::Op;
 use crate::phys::{Phys, Region};
@@ -26,6 +27,7 @@ use crate::stop::{Exception, Stop, StopReason, vector};
 pub struct SoftEngine {
     cpu: Cpu,
     blocks: BlockCache,
+    jumps: JumpCache,
     /// The read that the last exit asked for.
     pending: Option<PendingRead>,
     /// What waits for the answer: an instruction, or the delivery of an exception.
@@ -62,6 +64,7 @@ impl SoftEngine {
         let mut engine = Self {
             cpu: Cpu::new(phys, NativeCode::new().map_err(EngineError::Host)?),
             blocks: BlockCache::default(),
+            jumps: JumpCache::new(),
             pending: None,
             delivering: None,
             _memory: Box::new(Arc::clone(memory)),
@@ -228,7 +231,7 @@ impl SoftEngine {
 
     fn drop_written_code(&mut self) {
         self.cpu.attention &= !attention::CODE;
-        self.cpu.code_generation += 1;
+        self.cpu.mmu.tlb.generation += 1;
         for range in std::mem::take(&mut self.cpu.phys.written_code) {
             if self.blocks.drop_range(range.start, range.end) {
                 self.cpu.phys.unmark_code(range.start & !0xfff);
@@ -240,12 +243,27 @@ impl SoftEngine {
     fn next(&mut self) -> Result<Next, Stop> {
         let cpu = &mut self.cpu;
         let linear = cpu.code_linear(cpu.rip)?;
-        let page = cpu.fetch_page(linear)?;
-        let gpa = page.gpa | linear & 0xfff;
-        if let Some(id) = self.blocks.find(gpa, cpu.code_mode) {
+        let place = Place::new(cpu, linear);
+        if let Some(id) = self.jumps.find(place) {
             return Ok(Next::Block(id));
         }
-        self.decode_block(gpa, linear)
+        self.next_slow(linear)
+    }
+
+    #[cold]
+    fn next_slow(&mut self, linear: u64) -> Result<Next, Stop> {
+        let cpu = &mut self.cpu;
+        let page = cpu.fetch_page(linear)?;
+        let gpa = page.gpa | linear & 0xfff;
+        let next = match self.blocks.find(gpa, cpu.code_mode) {
+            Some(id) => Next::Block(id),
+            None => self.decode_block(gpa, linear)?,
+        };
+        if let Next::Block(id) = next {
+            // Decoding may have dropped blocks: the place is that of now.
+            self.jumps.insert(Place::new(&self.cpu, linear), id);
+        }
+        Ok(next)
     }
 
     fn decode_block(&mut self, gpa: u64, linear: u64) -> Result<Next, Stop> {
@@ -274,7 +292,7 @@ impl SoftEngine {
             for page in self.blocks.clear() {
                 self.cpu.phys.unmark_code(page << 12);
             }
-            self.cpu.code_generation += 1;
+            self.cpu.mmu.tlb.generation += 1;
         }
         self.cpu.mark_code(gpa, at as u64);
         let block = Block {
@@ -391,7 +409,7 @@ impl Engine for SoftEngine {
         self.cpu.set_state(state).map_err(EngineError::BadState)?;
         self.pending = None;
         self.delivering = None;
-        self.cpu.code_generation += 1;
+        self.cpu.mmu.tlb.generation += 1;
         Ok(())
     }
 

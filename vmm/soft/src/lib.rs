@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `engine` | the `Engine` implementation: the run loop, positions, exits |
 //! | `cpu` | the state, laid out for handlers and generated code |
-//! | `op`, `decode`, `block` | decoded instructions, decoding, the cache of decoded blocks |
+//! | `op`, `decode`, `block`, `jump` | decoded instructions, decoding, the caches of decoded blocks |
 //! | `ea` | effective addresses of memory operands |
 //! | `stop`, `external` | why an instruction did not complete; port and MMIO reads and writes |
 //! | `width`, `alu`, `flags` | integer widths, arithmetic with host flags, RFLAGS |
@@ -32,7 +32,9 @@ mod exceptions;
 mod external;
 mod flags;
 mod fpstate;
+mod hash;
 mod int;
+mod jump;
 mod mmu;
 mod msr;
 mod native;

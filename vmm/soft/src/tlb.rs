@@ -128,6 +128,9 @@ pub struct Tlb {
     contexts: Vec<Context>,
     current: usize,
     clock: u64,
+    /// Grows whenever an entry may have been dropped: what was derived from a fetch entry in a
+    /// table (by its address) holds while this does not change.
+    pub generation: u64,
 }
 
 /// Slot of a linear address.
@@ -146,6 +149,7 @@ impl Tlb {
             contexts: vec![Context::new(Key { cr3: 0, bits: 0 })],
             current: 0,
             clock: 0,
+            generation: 1,
         }
     }
 
@@ -166,6 +170,7 @@ impl Tlb {
             self.contexts.push(Context::new(key));
             return self.contexts.len() - 1;
         }
+        self.generation += 1;
         let mut at = 0;
         for (i, c) in self.contexts.iter().enumerate() {
             if c.used < self.contexts[at].used {
@@ -213,6 +218,7 @@ impl Tlb {
 
     /// Empties everything.
     pub fn flush(&mut self) {
+        self.generation += 1;
         for c in &mut self.contexts {
             c.flush();
         }
@@ -220,6 +226,7 @@ impl Tlb {
 
     /// Drops one linear page everywhere.
     pub fn drop_page(&mut self, linear: u64) {
+        self.generation += 1;
         let tag = linear & PAGE_MASK;
         for c in &mut self.contexts {
             for t in c.tables.iter_mut() {
@@ -237,6 +244,7 @@ impl Tlb {
         if first & PAGE_MASK == last & PAGE_MASK {
             return self.drop_page(first);
         }
+        self.generation += 1;
         for c in &mut self.contexts {
             c.flush_where(|_, e| e.tag >= first & PAGE_MASK && e.tag <= last);
         }
