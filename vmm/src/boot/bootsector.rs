@@ -15,7 +15,13 @@ const END: u64 = 0x9_fc00;
 /// The first hard disk's BIOS number.
 const DRIVE: u64 = 0x80;
 
+/// Whether it is a boot sector for sure. The start of an EFI program, as of a truncated Linux
+/// kernel, may look like one; it must be asked for by name.
 pub(super) fn recognises(image: Image<'_>) -> bool {
+    is_bootable(image) && !image.has(0, b"MZ")
+}
+
+fn is_bootable(image: Image<'_>) -> bool {
     image.len() >= SECTOR && image.has(SECTOR - 2, &[0x55, 0xaa])
 }
 
@@ -32,7 +38,7 @@ pub(super) fn load(ram: &GuestRam, spec: &BootSpec) -> Result<CpuState, BootErro
             have: image.len(),
         });
     }
-    if !recognises(image) {
+    if !is_bootable(image) {
         return Err(wrong("bytes 510 and 511 are not 55 AA"));
     }
     if spec.initrd.is_some() || !spec.cmdline.is_empty() {
