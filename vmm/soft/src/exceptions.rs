@@ -1,24 +1,145 @@
-//! Delivery of exceptions and interrupts.
+//! Exceptions and interrupts: what is delivered, and what becomes of faults on the way
+//! (SDM vol. 3, 6.15, double fault). How a handler is entered is in `gates`.
 
 use crate::cpu::{Cpu, attention};
-use crate::stop::{Exception, Stop};
+use crate::gates::Event;
+use crate::stop::{Exception, Stop, StopReason, vector};
+
+/// Classes of exceptions for the double fault (SDM vol. 3, table 6-4).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Benign,
+    Contributory,
+    PageFault,
+}
+
+fn class(event: &Event) -> Class {
+    if event.soft || event.interrupt {
+        return Class::Benign;
+    }
+    match event.vector {
+        vector::DE | vector::TS | vector::NP | vector::SS | vector::GP => Class::Contributory,
+        vector::PF => Class::PageFault,
+        _ => Class::Benign,
+    }
+}
 
 impl Cpu {
     /// Delivers a fault with `cpu.rip` at the instruction that raised it. Called with `stepping`
     /// set. Faults on the way become double and triple faults here; stops only for a read outside
     /// RAM, and is then called again with the answer.
-    pub fn deliver(&mut self, _exception: Exception) -> Result<(), Stop> {
-        self.shutdown = true;
-        self.attention |= attention::SHUTDOWN;
-        Ok(())
+    pub fn deliver(&mut self, exception: Exception) -> Result<(), Stop> {
+        let event = self.fault(exception);
+        self.deliver_event(event)
     }
 
     /// An instruction that began with RFLAGS.TF set has retired: delivers #DB as a trap, with DR6.BS
     /// set. Faults on the way as in `deliver`.
-    pub fn single_stepped(&mut self) {}
+    pub fn single_stepped(&mut self) {
+        self.debug_trap(1 << 14);
+    }
+
+    /// Delivers #DB as a trap before the next instruction, with these bits set in DR6.
+    pub fn debug_trap(&mut self, dr6: u64) {
+        self.dr[4] |= dr6;
+        let stepping = std::mem::replace(&mut self.stepping, true);
+        let event = Event {
+            resume: false,
+            ..self.fault(Exception {
+                vector: vector::DB,
+                error: None,
+                cr2: 0,
+            })
+        };
+        if self.deliver_event(event).is_err() {
+            // Its frame or descriptors lie outside RAM: there is nobody to ask here.
+            self.shut_down();
+        }
+        self.stepping = stepping;
+    }
 
     /// Delivers an external interrupt before the next instruction; wakes from HLT.
-    pub fn interrupt(&mut self, _vector: u8) -> Result<(), Stop> {
+    pub fn interrupt(&mut self, vector: u8) -> Result<(), Stop> {
+        self.deliver_event(Event {
+            vector,
+            error: None,
+            cr2: 0,
+            soft: false,
+            interrupt: true,
+            ext: 1,
+            ip: self.rip,
+            resume: false,
+        })?;
+        self.halted = false;
+        self.attention &= !attention::HALTED;
         Ok(())
+    }
+
+    /// INT n, INT3, INTO (`checked`: the gate's DPL counts) and INT1, which end at `next`.
+    pub fn software_interrupt(&mut self, vector: u8, next: u64, checked: bool) -> Result<(), Stop> {
+        let event = Event {
+            vector,
+            error: None,
+            cr2: 0,
+            soft: checked,
+            interrupt: true,
+            ext: u32::from(!checked),
+            ip: next,
+            resume: false,
+        };
+        self.enter_handler(&event)
+    }
+
+    fn fault(&self, e: Exception) -> Event {
+        Event {
+            vector: e.vector,
+            error: e.error,
+            cr2: e.cr2,
+            soft: false,
+            interrupt: false,
+            ext: 1,
+            ip: self.rip,
+            resume: true,
+        }
+    }
+
+    fn deliver_event(&mut self, first: Event) -> Result<(), Stop> {
+        let mut event = first;
+        loop {
+            if class(&event) == Class::PageFault {
+                self.cr2 = event.cr2;
+            }
+            if self.enter_handler(&event).is_ok() {
+                return Ok(());
+            }
+            let StopReason::Exception(exception) = self.stop else {
+                return Err(Stop);
+            };
+            let next = self.fault(exception);
+            let serial = match (class(&event), class(&next)) {
+                (Class::Benign, _) | (_, Class::Benign) => true,
+                (Class::Contributory, Class::PageFault) => true,
+                (Class::Contributory, Class::Contributory) | (Class::PageFault, _) => false,
+            };
+            if event.vector == vector::DF && !event.interrupt {
+                self.shut_down();
+                return Ok(());
+            }
+            event = if serial {
+                next
+            } else {
+                self.fault(Exception {
+                    vector: vector::DF,
+                    error: Some(0),
+                    cr2: 0,
+                })
+            };
+        }
+    }
+
+    /// Triple fault.
+    fn shut_down(&mut self) {
+        self.shutdown = true;
+        self.attention |= attention::SHUTDOWN;
     }
 }

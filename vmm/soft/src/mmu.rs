@@ -134,6 +134,36 @@ impl Cpu {
         self.store_slow(self.mmu.system, linear, v)
     }
 
+    /// Stores with given rights; after `prepare_slow_or_hit` it cannot stop.
+    pub(crate) fn store_as<T: Width>(
+        &mut self,
+        mode: Mode,
+        linear: u64,
+        v: T,
+    ) -> Result<(), Stop> {
+        match hit(self.mmu.tlb.tables(mode).write, linear, T::BYTES) {
+            Some(p) => {
+                // SAFETY: as for `store`.
+                unsafe { p.cast::<T>().write_unaligned(v) };
+                Ok(())
+            }
+            None => self.store_slow(mode, linear, v),
+        }
+    }
+
+    /// `prepare_store` with given rights.
+    pub(crate) fn prepare_slow_or_hit(
+        &mut self,
+        mode: Mode,
+        linear: u64,
+        len: u64,
+    ) -> Result<(), Stop> {
+        if hit(self.mmu.tlb.tables(mode).write, linear, len as usize).is_some() {
+            return Ok(());
+        }
+        self.prepare_slow(mode, linear, len)
+    }
+
     /// Translates the linear address of code (CS base added) for execution: #GP(0) if not
     /// canonical, #PF.
     #[inline(always)]

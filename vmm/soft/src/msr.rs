@@ -1,1 +1,176 @@
-//! Model-specific registers.
+//! Model-specific registers, and the time-stamp counter. An MSR that is not listed here raises
+//! #GP(0), for reads and writes.
+
+use iced_x86::Mnemonic;
+
+use crate::control::{cr0, cr4, efer};
+use crate::cpu::{Cpu, reg, seg};
+use crate::decode::Decoding;
+use crate::mmu::is_canonical;
+use crate::op::{Handler, Op};
+use crate::stop::Stop;
+use crate::system::{edx_eax, set_base, set_edx_eax};
+
+/// MSR numbers (SDM vol. 4, table 2-2).
+mod msr {
+    pub const TSC: u32 = 0x10;
+    pub const PLATFORM_ID: u32 = 0x17;
+    pub const FEATURE_CONTROL: u32 = 0x3a;
+    pub const MICROCODE: u32 = 0x8b;
+    pub const PLATFORM_INFO: u32 = 0xce;
+    pub const MISC_FEATURES: u32 = 0x140;
+    pub const SYSENTER_CS: u32 = 0x174;
+    pub const SYSENTER_ESP: u32 = 0x175;
+    pub const SYSENTER_EIP: u32 = 0x176;
+    pub const MISC_ENABLE: u32 = 0x1a0;
+    pub const DEBUG_CONTROL: u32 = 0x1d9;
+    pub const PAT: u32 = 0x277;
+    pub const EFER: u32 = 0xc000_0080;
+    pub const STAR: u32 = 0xc000_0081;
+    pub const LSTAR: u32 = 0xc000_0082;
+    pub const CSTAR: u32 = 0xc000_0083;
+    pub const SFMASK: u32 = 0xc000_0084;
+    pub const FS_BASE: u32 = 0xc000_0100;
+    pub const GS_BASE: u32 = 0xc000_0101;
+    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    pub const TSC_AUX: u32 = 0xc000_0103;
+}
+
+/// Bits of IA32_MISC_ENABLE that the guest may change: fast strings, limit CPUID, XD disable are
+/// kept; what they would switch is not affected.
+const MISC_ENABLE_BITS: u64 = 0x0000_0004_0085_1889;
+
+pub fn decode(d: &mut Decoding) -> Option<Handler> {
+    Some(match d.ins.mnemonic() {
+        Mnemonic::Rdmsr => rdmsr,
+        Mnemonic::Wrmsr => {
+            d.ends = true;
+            wrmsr
+        }
+        Mnemonic::Rdtsc => rdtsc,
+        Mnemonic::Rdtscp => rdtscp,
+        Mnemonic::Rdpmc => rdpmc,
+        _ => return None,
+    })
+}
+
+fn number(cpu: &Cpu) -> u32 {
+    cpu.gpr[usize::from(reg::RCX)] as u32
+}
+
+fn rdmsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    cpu.require_supervisor()?;
+    let m = &cpu.msrs;
+    let v = match number(cpu) {
+        msr::TSC => tsc(cpu, op),
+        msr::PLATFORM_ID | msr::PLATFORM_INFO | msr::MISC_FEATURES | msr::DEBUG_CONTROL => 0,
+        // Locked, nothing enabled.
+        msr::FEATURE_CONTROL => 1,
+        // Revision 1.
+        msr::MICROCODE => 1 << 32,
+        msr::SYSENTER_CS => m.sysenter_cs,
+        msr::SYSENTER_ESP => m.sysenter_esp,
+        msr::SYSENTER_EIP => m.sysenter_eip,
+        msr::MISC_ENABLE => m.misc_enable,
+        msr::PAT => m.pat,
+        msr::EFER => m.efer,
+        msr::STAR => m.star,
+        msr::LSTAR => m.lstar,
+        msr::CSTAR => m.cstar,
+        msr::SFMASK => m.sfmask,
+        msr::FS_BASE => cpu.seg[usize::from(seg::FS)].base,
+        msr::GS_BASE => cpu.seg[usize::from(seg::GS)].base,
+        msr::KERNEL_GS_BASE => m.kernel_gs_base,
+        msr::TSC_AUX => m.tsc_aux,
+        _ => return Err(cpu.raise_gp(0)),
+    };
+    set_edx_eax(cpu, v);
+    Ok(())
+}
+
+fn wrmsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    cpu.require_supervisor()?;
+    let v = edx_eax(cpu);
+    let number = number(cpu);
+    let fine = match number {
+        msr::LSTAR | msr::CSTAR | msr::KERNEL_GS_BASE | msr::SYSENTER_ESP | msr::SYSENTER_EIP => {
+            is_canonical(v)
+        }
+        msr::SYSENTER_CS | msr::SFMASK | msr::TSC_AUX => v >> 32 == 0,
+        msr::MISC_ENABLE => v & !MISC_ENABLE_BITS == 0,
+        msr::PAT => v.to_le_bytes().iter().all(|t| [0, 1, 4, 5, 6, 7].contains(t)),
+        // A microcode revision of 0 is what the guest writes before it reads it.
+        msr::MICROCODE | msr::DEBUG_CONTROL | msr::MISC_FEATURES => v == 0,
+        _ => true,
+    };
+    if !fine {
+        return Err(cpu.raise_gp(0));
+    }
+    let clock = cpu.clock.at(cpu.count_before(op));
+    let m = &mut cpu.msrs;
+    match number {
+        msr::TSC => m.tsc_offset = v.wrapping_sub(clock),
+        msr::MICROCODE | msr::DEBUG_CONTROL | msr::MISC_FEATURES => {}
+        msr::SYSENTER_CS => m.sysenter_cs = v,
+        msr::SYSENTER_ESP => m.sysenter_esp = v,
+        msr::SYSENTER_EIP => m.sysenter_eip = v,
+        msr::MISC_ENABLE => m.misc_enable = v,
+        msr::PAT => m.pat = v,
+        msr::EFER => write_efer(cpu, v)?,
+        msr::STAR => m.star = v,
+        msr::LSTAR => m.lstar = v,
+        msr::CSTAR => m.cstar = v,
+        msr::SFMASK => m.sfmask = v,
+        msr::FS_BASE => set_base(cpu, seg::FS, v)?,
+        msr::GS_BASE => set_base(cpu, seg::GS, v)?,
+        msr::KERNEL_GS_BASE => m.kernel_gs_base = v,
+        msr::TSC_AUX => m.tsc_aux = v,
+        _ => return Err(cpu.raise_gp(0)),
+    }
+    cpu.advance(op);
+    Ok(())
+}
+
+/// LMA is read-only; LME cannot be changed while paging is on.
+fn write_efer(cpu: &mut Cpu, v: u64) -> Result<(), Stop> {
+    let known = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+    let switches = (v ^ cpu.msrs.efer) & efer::LME != 0 && cpu.cr0 & cr0::PG != 0;
+    if v & !known != 0 || switches {
+        return Err(cpu.raise_gp(0));
+    }
+    cpu.msrs.efer = v & !efer::LMA | cpu.msrs.efer & efer::LMA;
+    cpu.translation_changed();
+    Ok(())
+}
+
+/// The time-stamp counter: the clock at the position of the instruction.
+fn tsc(cpu: &Cpu, op: &Op) -> u64 {
+    cpu.clock
+        .at(cpu.count_before(op))
+        .wrapping_add(cpu.msrs.tsc_offset)
+}
+
+fn check_tsd(cpu: &mut Cpu) -> Result<(), Stop> {
+    if cpu.cr4 & cr4::TSD != 0 && cpu.protected() {
+        cpu.require_supervisor()?;
+    }
+    Ok(())
+}
+
+fn rdtsc(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    check_tsd(cpu)?;
+    let v = tsc(cpu, op);
+    set_edx_eax(cpu, v);
+    Ok(())
+}
+
+fn rdtscp(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    rdtsc(cpu, op)?;
+    cpu.gpr[usize::from(reg::RCX)] = cpu.msrs.tsc_aux & 0xffff_ffff;
+    Ok(())
+}
+
+/// There are no performance counters.
+fn rdpmc(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
+    Err(cpu.raise_gp(0))
+}

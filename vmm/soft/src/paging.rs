@@ -70,6 +70,8 @@ impl Paging {
 
 /// Address bits above the physical address width, up to 51: reserved in every 8-byte entry.
 const HIGH_RESERVED: u64 = ((1 << 52) - 1) & !((1 << PHYSICAL_BITS) - 1);
+/// Reserved bits of a present PDPTE of PAE paging.
+pub(crate) const PDPTE_RESERVED: u64 = HIGH_RESERVED | 0xfff0_0000_0000_01e6;
 /// Address field of an 8-byte entry.
 const ADDRESS: u64 = ((1 << PHYSICAL_BITS) - 1) & PAGE_MASK;
 
@@ -183,7 +185,7 @@ impl Cpu {
             let leaf = level == 1 || !pdpte && level < 4 && entry & pte::PS != 0;
             let page_bits = (1u64 << shift) - 1;
             let bad = if pdpte {
-                HIGH_RESERVED | 0xfff0_0000_0000_01e6
+                PDPTE_RESERVED
             } else if level == 4 {
                 reserved | pte::PS
             } else if leaf && level > 1 {
