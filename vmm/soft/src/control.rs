@@ -161,9 +161,7 @@ impl Cpu {
         let bad = v >> 32 != 0
             || paging && v & cr0::PE == 0
             || v & cr0::NW != 0 && v & cr0::CD == 0
-            || starts
-                && long
-                && (self.cr4 & cr4::PAE == 0 || cs & access::L != 0 || narrow_tss)
+            || starts && long && (self.cr4 & cr4::PAE == 0 || cs & access::L != 0 || narrow_tss)
             || stops && self.code_mode == CodeMode::Bits64;
         if bad {
             return Err(self.raise_gp(0));
@@ -227,7 +225,6 @@ impl Cpu {
     pub(crate) fn translation_changed(&mut self) {
         self.update_mode();
         self.update_translation();
-        self.code_generation += 1;
     }
 
     /// DR7 has changed.

@@ -26,9 +26,7 @@ const BRAND: &[u8; 48] = b"Lockstep software CPU @ 1.00GHz\0\0\0\0\0\0\0\0\0\0\0
 const FEATURES_ECX: u32 = bits(&[0, 9, 13, 19, 20, 22, 23]);
 /// Leaf 1 EDX: FPU, DE, PSE, TSC, MSR, PAE, CX8, SEP, PGE, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR,
 /// SSE, SSE2.
-const FEATURES_EDX: u32 = bits(&[
-    0, 2, 3, 4, 5, 6, 8, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26,
-]);
+const FEATURES_EDX: u32 = bits(&[0, 2, 3, 4, 5, 6, 8, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26]);
 /// Leaf 7 EBX: FSGSBASE, SMEP, SMAP.
 const FEATURES_7_EBX: u32 = bits(&[0, 7, 20]);
 /// Leaf 80000001h ECX: LAHF in 64-bit mode.
@@ -52,12 +50,7 @@ const CRYSTAL_HZ: u32 = 25_000_000;
 /// What CPUID answers.
 pub fn leaf(eax: u32, ecx: u32) -> Leaf {
     match eax {
-        0 => [
-            MAX_BASIC,
-            word(b"Genu"),
-            word(b"ntel"),
-            word(b"ineI"),
-        ],
+        0 => [MAX_BASIC, word(b"Genu"), word(b"ntel"), word(b"ineI")],
         // CLFLUSH line of 64 bytes, one logical processor.
         1 => [SIGNATURE, 1 << 16 | 8 << 8, FEATURES_ECX, FEATURES_EDX],
         // "See leaf 4".

@@ -151,11 +151,7 @@ impl Cpu {
     /// Linear address of an offset in a system structure.
     pub fn system_address(&self, base: u64, offset: u64) -> u64 {
         let a = base.wrapping_add(offset);
-        if self.long_mode() {
-            a
-        } else {
-            a & 0xffff_ffff
-        }
+        if self.long_mode() { a } else { a & 0xffff_ffff }
     }
 
     /// Base and limit of the table that a selector is in; None for an unusable LDT.

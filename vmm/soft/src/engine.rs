@@ -15,6 +15,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::block::{Block, BlockCache, BlockId, MAX_OPS};
 use crate::cpu::{Cpu, attention, reg, seg};
+use crate::cpuid;
 use crate::decode::{DecodeError, decode};
 use crate::flags;
 use crate::jump::{JumpCache, Place};
@@ -325,7 +326,7 @@ impl Engine for SoftEngine {
         EngineInfo {
             name: "soft",
             counts: "retired instructions, one per REP iteration",
-            cpuid_hash: 0,
+            cpuid_hash: cpuid::hash(),
             host_math: 0,
         }
     }

@@ -237,7 +237,7 @@ impl Cpu {
 
     fn enter_long(&mut self, e: &Event) -> Result<(), Stop> {
         let offset = u64::from(e.vector) * 16;
-        let error = u32::from(e.vector) * 8 | 2 | e.ext;
+        let error = (u32::from(e.vector) * 8) | 2 | e.ext;
         if offset + 15 > u64::from(self.idtr.limit) {
             return Err(self.raise_gp(error));
         }

@@ -17,23 +17,33 @@
 //! | `int` | handlers of the integer instructions |
 //! | `phys`, `mmu` | RAM and its page flags, loads and stores |
 //! | `tlb`, `paging`, `tables` | software TLB, page walk, coherence of the TLB with page tables |
-//! | `segments`, `exceptions`, `system`, `msr`, `cpuid` | system-level behaviour |
+//! | `segments`, `descriptor` | segmentation, descriptors and their loading |
+//! | `exceptions`, `gates`, `tasks` | delivery of exceptions and interrupts, handlers, task switch |
+//! | `system` and the files it lists | system instructions: far transfers, IRET, SYSCALL, control registers, port I/O, MSRs, CPUID |
 //! | `state` | conversion to and from `CpuState` |
 //! | `native`, `fpstate`, `sse`, `x87` | vector and floating-point instructions |
 
 mod alu;
 mod block;
+mod control;
 mod cpu;
 mod cpuid;
 mod decode;
+mod descriptor;
+mod descriptor_ops;
 mod ea;
 mod engine;
 mod exceptions;
 mod external;
+mod far;
+mod fast_call;
 mod flags;
 mod fpstate;
+mod gates;
 mod hash;
 mod int;
+mod io;
+mod iret;
 mod jump;
 mod mmu;
 mod msr;
@@ -47,6 +57,7 @@ mod state;
 mod stop;
 mod system;
 mod tables;
+mod tasks;
 mod tlb;
 mod width;
 mod x87;

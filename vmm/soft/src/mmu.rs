@@ -135,12 +135,7 @@ impl Cpu {
     }
 
     /// Stores with given rights; after `prepare_slow_or_hit` it cannot stop.
-    pub(crate) fn store_as<T: Width>(
-        &mut self,
-        mode: Mode,
-        linear: u64,
-        v: T,
-    ) -> Result<(), Stop> {
+    pub(crate) fn store_as<T: Width>(&mut self, mode: Mode, linear: u64, v: T) -> Result<(), Stop> {
         match hit(self.mmu.tlb.tables(mode).write, linear, T::BYTES) {
             Some(p) => {
                 // SAFETY: as for `store`.

@@ -12,7 +12,7 @@ use crate::stop::Stop;
 use crate::system::{edx_eax, set_base, set_edx_eax};
 
 /// MSR numbers (SDM vol. 4, table 2-2).
-mod msr {
+mod number {
     pub const TSC: u32 = 0x10;
     pub const PLATFORM_ID: u32 = 0x17;
     pub const FEATURE_CONTROL: u32 = 0x3a;
@@ -54,34 +54,37 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
     })
 }
 
-fn number(cpu: &Cpu) -> u32 {
+fn index(cpu: &Cpu) -> u32 {
     cpu.gpr[usize::from(reg::RCX)] as u32
 }
 
 fn rdmsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.require_supervisor()?;
     let m = &cpu.msrs;
-    let v = match number(cpu) {
-        msr::TSC => tsc(cpu, op),
-        msr::PLATFORM_ID | msr::PLATFORM_INFO | msr::MISC_FEATURES | msr::DEBUG_CONTROL => 0,
+    let v = match index(cpu) {
+        number::TSC => tsc(cpu, op),
+        number::PLATFORM_ID
+        | number::PLATFORM_INFO
+        | number::MISC_FEATURES
+        | number::DEBUG_CONTROL => 0,
         // Locked, nothing enabled.
-        msr::FEATURE_CONTROL => 1,
+        number::FEATURE_CONTROL => 1,
         // Revision 1.
-        msr::MICROCODE => 1 << 32,
-        msr::SYSENTER_CS => m.sysenter_cs,
-        msr::SYSENTER_ESP => m.sysenter_esp,
-        msr::SYSENTER_EIP => m.sysenter_eip,
-        msr::MISC_ENABLE => m.misc_enable,
-        msr::PAT => m.pat,
-        msr::EFER => m.efer,
-        msr::STAR => m.star,
-        msr::LSTAR => m.lstar,
-        msr::CSTAR => m.cstar,
-        msr::SFMASK => m.sfmask,
-        msr::FS_BASE => cpu.seg[usize::from(seg::FS)].base,
-        msr::GS_BASE => cpu.seg[usize::from(seg::GS)].base,
-        msr::KERNEL_GS_BASE => m.kernel_gs_base,
-        msr::TSC_AUX => m.tsc_aux,
+        number::MICROCODE => 1 << 32,
+        number::SYSENTER_CS => m.sysenter_cs,
+        number::SYSENTER_ESP => m.sysenter_esp,
+        number::SYSENTER_EIP => m.sysenter_eip,
+        number::MISC_ENABLE => m.misc_enable,
+        number::PAT => m.pat,
+        number::EFER => m.efer,
+        number::STAR => m.star,
+        number::LSTAR => m.lstar,
+        number::CSTAR => m.cstar,
+        number::SFMASK => m.sfmask,
+        number::FS_BASE => cpu.seg[usize::from(seg::FS)].base,
+        number::GS_BASE => cpu.seg[usize::from(seg::GS)].base,
+        number::KERNEL_GS_BASE => m.kernel_gs_base,
+        number::TSC_AUX => m.tsc_aux,
         _ => return Err(cpu.raise_gp(0)),
     };
     set_edx_eax(cpu, v);
@@ -91,16 +94,21 @@ fn rdmsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 fn wrmsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.require_supervisor()?;
     let v = edx_eax(cpu);
-    let number = number(cpu);
-    let fine = match number {
-        msr::LSTAR | msr::CSTAR | msr::KERNEL_GS_BASE | msr::SYSENTER_ESP | msr::SYSENTER_EIP => {
-            is_canonical(v)
-        }
-        msr::SYSENTER_CS | msr::SFMASK | msr::TSC_AUX => v >> 32 == 0,
-        msr::MISC_ENABLE => v & !MISC_ENABLE_BITS == 0,
-        msr::PAT => v.to_le_bytes().iter().all(|t| [0, 1, 4, 5, 6, 7].contains(t)),
+    let index = index(cpu);
+    let fine = match index {
+        number::LSTAR
+        | number::CSTAR
+        | number::KERNEL_GS_BASE
+        | number::SYSENTER_ESP
+        | number::SYSENTER_EIP => is_canonical(v),
+        number::SYSENTER_CS | number::SFMASK | number::TSC_AUX => v >> 32 == 0,
+        number::MISC_ENABLE => v & !MISC_ENABLE_BITS == 0,
+        number::PAT => v
+            .to_le_bytes()
+            .iter()
+            .all(|t| [0, 1, 4, 5, 6, 7].contains(t)),
         // A microcode revision of 0 is what the guest writes before it reads it.
-        msr::MICROCODE | msr::DEBUG_CONTROL | msr::MISC_FEATURES => v == 0,
+        number::MICROCODE | number::DEBUG_CONTROL | number::MISC_FEATURES => v == 0,
         _ => true,
     };
     if !fine {
@@ -108,23 +116,23 @@ fn wrmsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     }
     let clock = cpu.clock.at(cpu.count_before(op));
     let m = &mut cpu.msrs;
-    match number {
-        msr::TSC => m.tsc_offset = v.wrapping_sub(clock),
-        msr::MICROCODE | msr::DEBUG_CONTROL | msr::MISC_FEATURES => {}
-        msr::SYSENTER_CS => m.sysenter_cs = v,
-        msr::SYSENTER_ESP => m.sysenter_esp = v,
-        msr::SYSENTER_EIP => m.sysenter_eip = v,
-        msr::MISC_ENABLE => m.misc_enable = v,
-        msr::PAT => m.pat = v,
-        msr::EFER => write_efer(cpu, v)?,
-        msr::STAR => m.star = v,
-        msr::LSTAR => m.lstar = v,
-        msr::CSTAR => m.cstar = v,
-        msr::SFMASK => m.sfmask = v,
-        msr::FS_BASE => set_base(cpu, seg::FS, v)?,
-        msr::GS_BASE => set_base(cpu, seg::GS, v)?,
-        msr::KERNEL_GS_BASE => m.kernel_gs_base = v,
-        msr::TSC_AUX => m.tsc_aux = v,
+    match index {
+        number::TSC => m.tsc_offset = v.wrapping_sub(clock),
+        number::MICROCODE | number::DEBUG_CONTROL | number::MISC_FEATURES => {}
+        number::SYSENTER_CS => m.sysenter_cs = v,
+        number::SYSENTER_ESP => m.sysenter_esp = v,
+        number::SYSENTER_EIP => m.sysenter_eip = v,
+        number::MISC_ENABLE => m.misc_enable = v,
+        number::PAT => m.pat = v,
+        number::EFER => write_efer(cpu, v)?,
+        number::STAR => m.star = v,
+        number::LSTAR => m.lstar = v,
+        number::CSTAR => m.cstar = v,
+        number::SFMASK => m.sfmask = v,
+        number::FS_BASE => set_base(cpu, seg::FS, v)?,
+        number::GS_BASE => set_base(cpu, seg::GS, v)?,
+        number::KERNEL_GS_BASE => m.kernel_gs_base = v,
+        number::TSC_AUX => m.tsc_aux = v,
         _ => return Err(cpu.raise_gp(0)),
     }
     cpu.advance(op);

@@ -17,7 +17,6 @@ pub mod pte {
     pub const A: u64 = 1 << 5;
     pub const D: u64 = 1 << 6;
     pub const PS: u64 = 1 << 7;
-    pub const G: u64 = 1 << 8;
     pub const NX: u64 = 1 << 63;
 }
 

@@ -183,7 +183,6 @@ impl Cpu {
         self.set_rflags((u64::from(new.flags) | nest | 2) & !RF);
         self.update_mode();
         self.update_translation();
-        self.code_generation += 1;
         self.update_breakpoints();
         if new.trap {
             self.debug_trap(1 << 15);

@@ -224,9 +224,9 @@ impl Tlb {
         }
     }
 
-    /// Drops one linear page everywhere.
-    pub fn drop_page(&mut self, linear: u64) {
-        self.generation += 1;
+    /// Drops one linear page everywhere; `code` says whether code may have been run from it.
+    pub fn drop_page(&mut self, linear: u64, code: bool) {
+        self.generation += u64::from(code);
         let tag = linear & PAGE_MASK;
         for c in &mut self.contexts {
             for t in c.tables.iter_mut() {
@@ -239,12 +239,13 @@ impl Tlb {
         }
     }
 
-    /// Drops the linear pages from `first` to `last` (addresses, inclusive) everywhere.
-    pub fn drop_range(&mut self, first: u64, last: u64) {
+    /// Drops the linear pages from `first` to `last` (addresses, inclusive) everywhere; `code` says
+    /// whether code may have been run from them.
+    pub fn drop_range(&mut self, first: u64, last: u64, code: bool) {
         if first & PAGE_MASK == last & PAGE_MASK {
-            return self.drop_page(first);
+            return self.drop_page(first, code);
         }
-        self.generation += 1;
+        self.generation += u64::from(code);
         for c in &mut self.contexts {
             c.flush_where(|_, e| e.tag >= first & PAGE_MASK && e.tag <= last);
         }
@@ -287,11 +288,11 @@ mod tests {
         tlb.fill(Mode::User, Kind::Write, 0x6123, 9);
         tlb.select(key(1));
         assert_eq!(tlb.lookup(Mode::User, Kind::Read, 0x5fff), Some(7));
-        tlb.drop_page(0x5000);
+        tlb.drop_page(0x5000, true);
         assert_eq!(tlb.lookup(Mode::User, Kind::Read, 0x5000), None);
         tlb.select(key(2));
         assert_eq!(tlb.lookup(Mode::User, Kind::Write, 0x6000), Some(9));
-        tlb.drop_range(0x5000, 0x7fff);
+        tlb.drop_range(0x5000, 0x7fff, true);
         assert_eq!(tlb.lookup(Mode::User, Kind::Write, 0x6000), None);
         for cr3 in 10..20 {
             tlb.select(key(cr3));
