@@ -130,3 +130,59 @@ impl I8042 {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(kbc: &mut I8042, command: u8, argument: Option<u8>) -> Option<u8> {
+        assert_eq!(kbc.write(0x64, command), None);
+        if let Some(argument) = argument {
+            assert_eq!(kbc.write(0x60, argument), None);
+        }
+        (kbc.read(0x64) & STATUS_OUTPUT_FULL != 0).then(|| kbc.read(0x60))
+    }
+
+    /// Linux's i8042 probe, command by command: no wait in it may run into its time limit.
+    #[test]
+    fn a_probe_gets_every_answer_at_once() {
+        let mut kbc = I8042::new();
+        assert_eq!(
+            kbc.read(0x64) & STATUS_OUTPUT_FULL,
+            0,
+            "the flush ends at once"
+        );
+        assert_eq!(command(&mut kbc, 0xaa, None), Some(0x55));
+        let config = command(&mut kbc, 0x20, None).expect("command byte");
+        assert_eq!(command(&mut kbc, 0x60, Some(config | 0x11)), None);
+        assert_eq!(command(&mut kbc, 0x20, None), Some(config | 0x11));
+        // The auxiliary port fails loopback and test, both at once.
+        assert_ne!(command(&mut kbc, 0xd3, Some(0x5a)), Some(0x5a));
+        assert_eq!(command(&mut kbc, 0xa9, None), Some(0x01));
+        // The keyboard does not answer, which is what "not plugged in" looks like.
+        assert_eq!(kbc.write(0x60, 0xf2), None);
+        assert_eq!(kbc.read(0x64) & STATUS_OUTPUT_FULL, 0);
+    }
+
+    #[test]
+    fn resets() {
+        let mut kbc = I8042::new();
+        assert_eq!(kbc.write(0x64, 0xfe), Some(Request::Reset));
+        assert_eq!(kbc.write(0x64, 0xff), None, "pulses no line");
+        kbc.write(0x64, 0xd1);
+        assert_eq!(kbc.write(0x60, 0xdf), None);
+        kbc.write(0x64, 0xd1);
+        assert_eq!(kbc.write(0x60, 0xde), Some(Request::Reset));
+    }
+
+    #[test]
+    fn answers_interrupt_when_asked_to() {
+        let mut kbc = I8042::new();
+        command(&mut kbc, 0x60, Some(0x01));
+        kbc.write(0x64, 0xd2);
+        kbc.write(0x60, 0x1c);
+        assert!(kbc.irq());
+        assert_eq!(kbc.read(0x60), 0x1c);
+        assert!(!kbc.irq());
+    }
+}

@@ -18,6 +18,8 @@ mod pci;
 mod pic;
 mod pit;
 mod rtc;
+#[cfg(test)]
+mod testkit;
 mod uart;
 mod virtio;
 
@@ -25,3 +27,5 @@ pub use board::{Board, BoardSpec, Counters};
 pub use events::{
     ConsolePort, DeliverError, DiskOp, DiskRequest, DiskStatus, Input, MAX_FRAME, MIN_FRAME, Output,
 };
+pub use pci::WINDOW as MMIO_WINDOW;
+pub use virtio::net::NetCounters;

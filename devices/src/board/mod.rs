@@ -529,3 +529,6 @@ impl<'de> Deserialize<'de> for Board {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
