@@ -106,6 +106,10 @@ pub const MAX_FRAME: usize = 65_535 + 18;
 /// The shortest Ethernet frame: its header. Padding to 60 bytes is the wire's business.
 pub const MIN_FRAME: usize = 14;
 
+/// Console input of up to this many bytes at a time is never dropped when the board says that it
+/// can take some ([`Board::console_can_receive`](crate::Board::console_can_receive)).
+pub const INPUT_CHUNK: usize = 4096;
+
 /// Why an input was refused. The board is unchanged; as inputs come from the log, a refusal on a
 /// backup means that the log does not belong to this machine's state.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -9,6 +9,16 @@
 //! board has seen counts as the largest seen). Guest memory is touched only inside these calls, so
 //! only while the vCPU is stopped. A board can be saved and restored with `serde` between any two
 //! calls.
+//!
+//! One run of a guest, from the caller's side:
+//!
+//! 1. `next_deadline()` before each run of the vCPU (every call may change it); when it comes,
+//!    `advance(now)`.
+//! 2. When `interrupt_pending()` and the vCPU takes interrupts: `advance(now)`, then
+//!    `acknowledge_interrupt()` for the vector.
+//! 3. Accesses outside RAM: `io_*` and `mmio_*`. They advance time by themselves.
+//! 4. Inputs, at positions that the log fixes: `deliver`.
+//! 5. After any of these: `take_outputs()`.
 
 mod board;
 mod events;
@@ -25,7 +35,8 @@ mod virtio;
 
 pub use board::{Board, BoardSpec, Counters};
 pub use events::{
-    ConsolePort, DeliverError, DiskOp, DiskRequest, DiskStatus, Input, MAX_FRAME, MIN_FRAME, Output,
+    ConsolePort, DeliverError, DiskOp, DiskRequest, DiskStatus, INPUT_CHUNK, Input, MAX_FRAME,
+    MIN_FRAME, Output,
 };
 pub use pci::WINDOW as MMIO_WINDOW;
 pub use virtio::net::NetCounters;

@@ -118,6 +118,11 @@ impl Chip {
         self.imr & (1 << (line & 7)) == 0
     }
 
+    /// Not masked and not requested.
+    pub fn would_notice(&self, line: u8) -> bool {
+        (self.imr | self.irr) & (1 << (line & 7)) == 0
+    }
+
     pub fn elcr(&self) -> u8 {
         self.elcr
     }

@@ -66,12 +66,13 @@ impl Pic {
         self.set_line(line, true);
     }
 
-    /// Whether a change on this line could reach the CPU now: not masked, on either chip.
-    pub fn is_unmasked(&self, line: u8) -> bool {
+    /// Whether a rising edge on this line would change anything for the CPU now: it is not masked,
+    /// on either chip, and does not ask already.
+    pub fn would_notice(&self, line: u8) -> bool {
         if line < 8 {
-            self.master.is_unmasked(line)
+            self.master.would_notice(line)
         } else {
-            self.slave.is_unmasked(line & 7) && self.master.is_unmasked(CASCADE)
+            self.slave.would_notice(line & 7) && self.master.is_unmasked(CASCADE)
         }
     }
 

@@ -159,11 +159,14 @@ impl Rtc {
         if passed(self.next_periodic(from)) {
             flags |= C_PERIODIC;
         }
-        if passed(self.next_update(from)) {
-            flags |= C_UPDATE;
-        }
-        if passed(self.next_alarm(from)) {
-            flags |= C_ALARM;
+        // Updates and alarms come with a new second only.
+        if self.second(from) != self.second(now) {
+            if passed(self.next_update(from)) {
+                flags |= C_UPDATE;
+            }
+            if passed(self.next_alarm(from)) {
+                flags |= C_ALARM;
+            }
         }
         *self.reg(REG_C) |= flags;
     }

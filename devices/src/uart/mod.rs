@@ -11,6 +11,8 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::events::INPUT_CHUNK;
+
 /// Depth of the receive FIFO.
 const FIFO: usize = 16;
 /// Input bytes that wait behind the FIFO; more are dropped and counted.
@@ -86,7 +88,7 @@ impl Uart {
     }
 
     pub fn can_receive(&self) -> bool {
-        self.backlog.len() < BACKLOG
+        self.backlog.len() + INPUT_CHUNK <= BACKLOG
     }
 
     /// Bytes from outside.

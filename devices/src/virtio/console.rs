@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
 use super::queue::{Queue, QueueError, copy_in, copy_out, total};
-use crate::events::{ConsolePort, Outputs};
+use crate::events::{ConsolePort, INPUT_CHUNK, Outputs};
 
 /// Input to the guest, output from the guest.
 pub const QUEUE_SIZES: [u16; 2] = [64, 64];
@@ -32,7 +32,7 @@ impl Console {
     }
 
     pub fn can_receive(&self) -> bool {
-        self.input.len() < BACKLOG
+        self.input.len() + INPUT_CHUNK <= BACKLOG
     }
 
     /// Input bytes lost because nobody read them.

@@ -73,7 +73,10 @@ fn reads_reach_memory_only_when_delivered() {
         sector: 5,
         len: 1024,
     };
-    assert_eq!(requests(&mut machine), [read.clone()]);
+    assert_eq!(
+        requests(&mut machine).as_slice(),
+        std::slice::from_ref(&read)
+    );
     assert_eq!(machine.board.pending_disk(), [read]);
     assert!(driver.used(&machine, 0).is_empty());
     assert!(!machine.board.interrupt_pending());
@@ -98,7 +101,10 @@ fn writes_leave_memory_when_issued() {
         sector: 7,
         len: 512,
     };
-    assert_eq!(requests(&mut machine), [expect.clone()]);
+    assert_eq!(
+        requests(&mut machine).as_slice(),
+        std::slice::from_ref(&expect)
+    );
     assert_eq!(
         machine.board.pending_disk(),
         [expect],

@@ -175,7 +175,13 @@ enum Step {
         size: u8,
         value: u32,
     },
-    Reset {
+    /// What a well-behaved driver would offer.
+    Sound {
+        slot: u8,
+        queue: u8,
+        sector: u64,
+    },
+    Restart {
         slot: u8,
     },
     Frame {
@@ -259,12 +265,31 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(slot, offset, value)| Step::Config { slot, offset, value }),
         3 => (ports, prop_oneof![Just(1u8), Just(2), Just(4)], any::<u32>())
             .prop_map(|(port, size, value)| Step::Port { port, size, value }),
-        1 => (2..6u8).prop_map(|slot| Step::Reset { slot }),
+        8 => (2..6u8, 0..2u8, 0..3000u64)
+            .prop_map(|(slot, queue, sector)| Step::Sound { slot, queue, sector }),
+        2 => (2..6u8).prop_map(|slot| Step::Restart { slot }),
         2 => (0..2000usize).prop_map(|len| Step::Frame { len }),
         2 => (0..8usize, any::<bool>()).prop_map(|(index, ok)| Step::Complete { index, ok }),
         1 => (0..300usize).prop_map(|len| Step::Input { len }),
         2 => prop_oneof![0..100_000_000u64, any::<u64>()].prop_map(|ns| Step::Time { ns }),
     ]
+}
+
+/// Offers and notifies what the device of a slot expects in a queue.
+fn sound(machine: &mut Machine, driver: &mut Driver, slot: u8, queue: usize, sector: u64) {
+    let at = 0x4_0000 + sector * 64;
+    match u32::from(slot) {
+        DISK => {
+            put(&machine.mem, at, &(sector & 1).to_le_bytes());
+            put(&machine.mem, at + 8, &sector.to_le_bytes());
+            let read = sector & 1 == 0;
+            let buffers = [(at, 16, false), (at + 1024, 512, read), (at + 32, 1, true)];
+            driver.add(machine, queue, &buffers);
+        }
+        ENTROPY => drop(driver.add(machine, queue, &[(at, 64, true)])),
+        _ => drop(driver.add(machine, queue, &[(at, 1526, queue == 0)])),
+    }
+    driver.notify(machine, queue);
 }
 
 /// A machine with all four devices up and the requests that the disk has seen.
@@ -342,10 +367,26 @@ impl Rig {
                 machine.out(port, size, value);
                 machine.inp(port, size);
             }
-            Step::Reset { slot } => {
-                // Decoding may have been moved or switched off; then this does nothing.
-                let bar = Driver::bar_of(machine, slot.into());
-                machine.write(bar + 20, 1, 0);
+            Step::Sound {
+                slot,
+                queue,
+                sector,
+            } => {
+                let queue = queue_of(&self.drivers, slot, queue);
+                sound(
+                    machine,
+                    &mut self.drivers[usize::from(slot - 2)],
+                    slot,
+                    queue,
+                    sector,
+                );
+            }
+            Step::Restart { slot } => {
+                machine.set_config(slot.into(), 0x10, 0xc000_0000 + u32::from(slot) * 0x1_0000);
+                machine.set_config(slot.into(), 0x14, 0);
+                machine.set_config(slot.into(), 4, 6);
+                self.drivers[usize::from(slot - 2)] =
+                    Driver::start(machine, slot.into(), 8, EVENT_IDX);
             }
             Step::Frame { len } => {
                 let refused = machine
@@ -446,8 +487,9 @@ proptest! {
         if let Ok(board) = postcard::from_bytes::<Board>(&saved) {
             rig.machine.board = board;
             for step in &then {
-                // Requests that the damaged state does not know are refused.
-                if !matches!(step, Step::Complete { .. }) {
+                // Requests that the damaged state does not know are refused, and a driver that
+                // expects a sound device is not for it.
+                if !matches!(step, Step::Complete { .. } | Step::Restart { .. }) {
                     rig.apply_unchecked(step);
                 }
             }
