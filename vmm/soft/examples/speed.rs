@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{CpuState, Engine, Entry, Segment};
+use engine::{Boundary, CpuState, Engine, Entry, Exit, Segment};
 use iced_x86::code_asm::*;
 use soft::SoftEngine;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -263,14 +263,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             continue;
         }
         let mut engine = engine(program)?;
-        let start = Instant::now();
-        let exit = engine.run(Some(millions * 1_000_000), Entry::Resume)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let mips = millions as f64 / seconds;
-        println!(
-            "{name:8} {mips:7.1} MIPS   {exit:?} {:?}",
-            engine.position()
-        );
+        // The best of ten stretches: the machine may be busy with other things.
+        let stretch = millions * 100_000;
+        let mut best = f64::INFINITY;
+        for n in 1..=10 {
+            let start = Instant::now();
+            let exit = engine.run(Some(n * stretch), Entry::Resume)?;
+            best = best.min(start.elapsed().as_secs_f64());
+            if exit != Exit::Boundary(Boundary::Reached) {
+                return Err(
+                    format!("{name} stopped with {exit:?} at {:?}", engine.position()).into(),
+                );
+            }
+        }
+        let mips = stretch as f64 / best / 1e6;
+        println!("{name:8} {mips:7.1} MIPS   at {:?}", engine.position());
     }
     Ok(())
 }

@@ -34,7 +34,8 @@ pub type BlockId = u32;
 /// All decoded blocks.
 #[derive(Debug, Default)]
 pub struct BlockCache {
-    blocks: Vec<Option<Block>>,
+    /// Boxed, so that a block stays where it is until it is dropped.
+    blocks: Vec<Option<Box<Block>>>,
     free: Vec<BlockId>,
     by_key: IntMap<BlockId>,
     by_page: IntMap<Vec<BlockId>>,
@@ -53,7 +54,7 @@ impl BlockCache {
     /// A block that `find` or `insert` gave.
     #[inline(always)]
     pub fn get(&self, id: BlockId) -> Option<&Block> {
-        self.blocks.get(id as usize).and_then(Option::as_ref)
+        self.blocks.get(id as usize).and_then(Option::as_deref)
     }
 
     /// Whether the cache is to be emptied before the next insert.
@@ -66,11 +67,11 @@ impl BlockCache {
         let (gpa, key) = (block.gpa, key(block.gpa, mode));
         let id = match self.free.pop() {
             Some(id) => {
-                self.blocks[id as usize] = Some(block);
+                self.blocks[id as usize] = Some(Box::new(block));
                 id
             }
             None => {
-                self.blocks.push(Some(block));
+                self.blocks.push(Some(Box::new(block)));
                 (self.blocks.len() - 1) as BlockId
             }
         };

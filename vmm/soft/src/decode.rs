@@ -249,3 +249,6 @@ fn sizes(bytes: &[u8], mode: CodeMode) -> u8 {
     };
     o | a << 4
 }
+
+#[cfg(test)]
+mod tests;

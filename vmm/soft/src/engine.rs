@@ -1,5 +1,5 @@
 //! The engine: the run loop, positions and exits.
-
+#![allow(unsafe_code)]
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -39,7 +39,7 @@ pub struct SoftEngine {
 
 /// Where the next instruction is.
 enum Next {
-    Block(BlockId),
+    Block(*const Block),
     /// An instruction that is not in the cache: it straddles two pages.
     Single(Op, bool),
 }
@@ -89,7 +89,12 @@ impl SoftEngine {
             }
             let result = match self.next() {
                 Ok(Next::Single(op, ends)) => self.step(&op, ends),
-                Ok(Next::Block(id)) => self.enter(id, left, step),
+                Ok(Next::Block(block)) => {
+                    // SAFETY: blocks are dropped only by `drop_written_code` and `decode_block`,
+                    // neither of which runs before `enter` returns.
+                    let block = unsafe { &*block };
+                    self.enter(block, left, step)
+                }
                 Err(stop) => Err(stop),
             };
             step = false;
@@ -106,12 +111,10 @@ impl SoftEngine {
     }
 
     /// Runs a block, or only its first instruction.
-    fn enter(&mut self, id: BlockId, left: u64, step: bool) -> Result<(), Stop> {
-        let Some(block) = self.blocks.get(id) else {
-            return Ok(());
-        };
+    #[inline(always)]
+    fn enter(&mut self, block: &Block, left: u64, step: bool) -> Result<(), Stop> {
         let len = block.ops.len() as u64;
-        if step || len > left {
+        if step || len > left || !self.cpu.within_code_segment(block.bytes) {
             let op = block.ops[0];
             let ends = block.ops.len() == 1 && !block.falls_through;
             return self.step(&op, ends);
@@ -135,6 +138,9 @@ impl SoftEngine {
     /// Runs one instruction alone.
     fn step(&mut self, op: &Op, ends: bool) -> Result<(), Stop> {
         let cpu = &mut self.cpu;
+        if !cpu.within_code_segment(u64::from(op.len)) {
+            return Err(cpu.raise_gp(0));
+        }
         let shadow = cpu.interrupt_shadow;
         let trap = cpu.control_flag(flags::TF);
         cpu.external.restart();
@@ -245,8 +251,8 @@ impl SoftEngine {
         let cpu = &mut self.cpu;
         let linear = cpu.code_linear(cpu.rip)?;
         let place = Place::new(cpu, linear);
-        if let Some(id) = self.jumps.find(place) {
-            return Ok(Next::Block(id));
+        if let Some(block) = self.jumps.find(place) {
+            return Ok(Next::Block(block));
         }
         self.next_slow(linear)
     }
@@ -256,18 +262,23 @@ impl SoftEngine {
         let cpu = &mut self.cpu;
         let page = cpu.fetch_page(linear)?;
         let gpa = page.gpa | linear & 0xfff;
-        let next = match self.blocks.find(gpa, cpu.code_mode) {
-            Some(id) => Next::Block(id),
-            None => self.decode_block(gpa, linear)?,
+        let id = match self.blocks.find(gpa, cpu.code_mode) {
+            Some(id) => id,
+            None => match self.decode_block(gpa) {
+                Some(id) => id,
+                None => return self.straddling(linear),
+            },
         };
-        if let Next::Block(id) = next {
-            // Decoding may have dropped blocks: the place is that of now.
-            self.jumps.insert(Place::new(&self.cpu, linear), id);
-        }
-        Ok(next)
+        let Some(block) = self.blocks.get(id) else {
+            unreachable!("a block just found or made");
+        };
+        // Decoding may have dropped blocks: the place is that of now.
+        self.jumps.insert(Place::new(&self.cpu, linear), block);
+        Ok(Next::Block(block))
     }
 
-    fn decode_block(&mut self, gpa: u64, linear: u64) -> Result<Next, Stop> {
+    /// Decodes the block at `gpa`; None if its first instruction goes on in the next page.
+    fn decode_block(&mut self, gpa: u64) -> Option<BlockId> {
         let mode = self.cpu.code_mode;
         let mut buf = [0; MAX_OPS * 15];
         let room = (0x1000 - (gpa & 0xfff)) as usize;
@@ -287,7 +298,7 @@ impl SoftEngine {
             }
         }
         if ops.is_empty() {
-            return self.straddling(&code[..room.min(15)], linear);
+            return None;
         }
         if self.blocks.is_full() {
             for page in self.blocks.clear() {
@@ -302,17 +313,20 @@ impl SoftEngine {
             bytes: at as u64,
             falls_through,
         };
-        Ok(Next::Block(self.blocks.insert(block, mode)))
+        Some(self.blocks.insert(block, mode))
     }
 
-    /// Decodes an instruction whose first bytes, up to the end of their page, are `head`.
-    fn straddling(&mut self, head: &[u8], linear: u64) -> Result<Next, Stop> {
+    /// Decodes an instruction that may go on in the next page.
+    fn straddling(&mut self, linear: u64) -> Result<Next, Stop> {
         let cpu = &mut self.cpu;
         let mut bytes = [0; 15];
-        bytes[..head.len()].copy_from_slice(head);
-        if head.len() < 15 {
-            let second = cpu.fetch_page(linear.wrapping_add(head.len() as u64))?;
-            cpu.phys.read_code(second.gpa, &mut bytes[head.len()..]);
+        let head = bytes.len().min((0x1000 - (linear & 0xfff)) as usize);
+        let first = cpu.fetch_page(linear)?;
+        let gpa = first.gpa | linear & 0xfff;
+        cpu.phys.read_code(gpa, &mut bytes[..head]);
+        if head < bytes.len() {
+            let second = cpu.fetch_page(linear.wrapping_add(head as u64))?;
+            cpu.phys.read_code(second.gpa, &mut bytes[head..]);
         }
         match decode(&bytes, cpu.code_mode, 0, &mut cpu.native) {
             Ok(d) => Ok(Next::Single(d.op, d.ends)),

@@ -3,24 +3,28 @@
 //!
 //! An entry holds as long as the TLB's generation, which grows whenever a translation or a decoded
 //! block is dropped; and only for the address space, rights and code width it was made for.
+#![allow(unsafe_code)]
 
-use crate::block::BlockId;
+use crate::block::Block;
 use crate::cpu::Cpu;
 
 const SLOTS: usize = 1 << 13;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Entry {
     linear: u64,
     space: u64,
     generation: u64,
-    block: BlockId,
+    block: *const Block,
 }
 
 /// The cache.
 pub struct JumpCache {
     entries: Box<[Entry; SLOTS]>,
 }
+
+// SAFETY: the pointers are to blocks of the engine that owns the cache, and move with it.
+unsafe impl Send for JumpCache {}
 
 /// Where and in what context a block is looked for.
 #[derive(Clone, Copy)]
@@ -46,7 +50,13 @@ impl Place {
 impl JumpCache {
     pub fn new() -> Self {
         // Generation 0 never occurs, so these match nothing.
-        let entries: Box<[Entry]> = vec![Entry::default(); SLOTS].into_boxed_slice();
+        let nothing = Entry {
+            linear: 0,
+            space: 0,
+            generation: 0,
+            block: std::ptr::null(),
+        };
+        let entries: Box<[Entry]> = vec![nothing; SLOTS].into_boxed_slice();
         match entries.try_into() {
             Ok(entries) => Self { entries },
             Err(_) => unreachable!("made with SLOTS entries"),
@@ -58,9 +68,9 @@ impl JumpCache {
         (linear ^ linear >> 13) as usize & (SLOTS - 1)
     }
 
-    /// The block at `place`, if known.
+    /// The block at `place`, if known. It lives until blocks are dropped.
     #[inline(always)]
-    pub fn find(&self, place: Place) -> Option<BlockId> {
+    pub fn find(&self, place: Place) -> Option<*const Block> {
         let e = &self.entries[Self::slot(place.linear)];
         let hit =
             e.linear == place.linear && e.space == place.space && e.generation == place.generation;
@@ -68,7 +78,7 @@ impl JumpCache {
     }
 
     /// Notes that the block at `place` is `block`.
-    pub fn insert(&mut self, place: Place, block: BlockId) {
+    pub fn insert(&mut self, place: Place, block: &Block) {
         self.entries[Self::slot(place.linear)] = Entry {
             linear: place.linear,
             space: place.space,

@@ -92,6 +92,14 @@ impl Cpu {
         }
     }
 
+    /// Whether `bytes` of code at RIP lie within the limit of CS.
+    #[inline(always)]
+    pub fn within_code_segment(&self, bytes: u64) -> bool {
+        self.code_mode == CodeMode::Bits64
+            || self.rip + (bytes - 1) <= u64::from(self.seg[usize::from(seg::CS)].limit)
+            || self.seg[usize::from(seg::CS)].limit == u32::MAX
+    }
+
     #[inline(always)]
     fn relative_target_64(&mut self, op: &Op) -> Result<u64, Stop> {
         let target = self.rip.wrapping_add(op.imm);
