@@ -36,8 +36,9 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
             CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387
         )
     };
-    let fisttp = d.ins.mnemonic() == Mnemonic::Fisttp;
-    if !fisttp && !d.ins.cpuid_features().iter().any(ours) {
+    // By iced's lists these are of SSE3 and of the 8086.
+    let other = matches!(d.ins.mnemonic(), Mnemonic::Fisttp | Mnemonic::Wait);
+    if !other && !d.ins.cpuid_features().iter().any(ours) {
         return None;
     }
     environment::decode(d).or_else(|| native(d))

@@ -41,6 +41,7 @@ const OFFERED: &[F] = &[
     F::MULTIBYTENOP,
     F::PAUSE,
     F::MOVBE,
+    F::FSGSBASE,
 ];
 
 /// All encodings: maps, prefixes, ModRM with memory and register operands, every opcode extension.

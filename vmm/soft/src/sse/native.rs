@@ -45,7 +45,12 @@ const FZ: u32 = 1 << 15;
 
 pub fn decode(d: &mut Decoding) -> Option<Handler> {
     let mmx = has_register(d.ins, Register::is_mm);
-    let xmm = has_register(d.ins, Register::is_xmm);
+    // From memory to a general register, and yet SSE.
+    let to_integer = matches!(
+        d.ins.mnemonic(),
+        Mnemonic::Cvtsd2si | Mnemonic::Cvtss2si | Mnemonic::Cvttsd2si | Mnemonic::Cvttss2si
+    );
+    let xmm = to_integer || has_register(d.ins, Register::is_xmm);
     if !mmx && !xmm {
         return None;
     }
