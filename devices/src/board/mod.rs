@@ -26,10 +26,11 @@
 //! | 5 | virtio console | 10 |
 
 mod ports;
+mod state;
 #[cfg(test)]
 mod tests;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
 use crate::events::{DeliverError, DiskRequest, Input, MAX_FRAME, MIN_FRAME, Output, Outputs};
@@ -370,10 +371,18 @@ impl Board {
     pub fn pending_disk(&self) -> Vec<DiskRequest> {
         self.devices()
             .find_map(|device| match device {
-                Device::Blk(blk) => Some(blk.pending()),
+                Device::Blk(blk) => Some(blk.pending().cloned().collect()),
                 _ => None,
             })
             .unwrap_or_default()
+    }
+
+    /// The request `id` of [`Board::pending_disk`], without copying any.
+    pub fn pending_request(&self, id: u64) -> Option<&DiskRequest> {
+        self.devices().find_map(|device| match device {
+            Device::Blk(blk) => blk.pending().find(|request| request.id == id),
+            _ => None,
+        })
     }
 
     /// An Ethernet frame that tells switches where the machine's address is now.
@@ -413,34 +422,5 @@ impl Board {
             }
         }
         self.pic.set_lines(lines);
-    }
-
-    /// Whether a restored state is one that this code can have saved, as far as the code relies on
-    /// it.
-    fn is_valid(&self) -> bool {
-        self.pic.is_valid()
-            && self.pit.is_valid()
-            && self.rtc.is_valid()
-            && self.pci.is_valid()
-            && self.virtio.iter().all(VirtioPci::is_valid)
-    }
-}
-
-impl Serialize for Board {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Self::serialize(self, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Board {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let board = Self::deserialize(deserializer)?;
-        if board.is_valid() {
-            Ok(board)
-        } else {
-            Err(serde::de::Error::custom(
-                "device state with values out of range",
-            ))
-        }
     }
 }

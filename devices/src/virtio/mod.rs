@@ -7,6 +7,7 @@
 pub mod blk;
 pub mod console;
 pub mod net;
+mod presets;
 mod queue;
 pub mod rng;
 #[cfg(test)]

@@ -110,13 +110,11 @@ impl Blk {
     }
 
     /// Requests that were output and have no completion, oldest first.
-    pub fn pending(&self) -> Vec<DiskRequest> {
+    pub fn pending(&self) -> impl Iterator<Item = &DiskRequest> {
         let issued = self.in_flight.iter().filter(|flight| flight.issued);
         self.orphans
             .iter()
             .chain(issued.map(|flight| &flight.request))
-            .cloned()
-            .collect()
     }
 
     /// A completion from the log. The next round of work puts it into guest memory.

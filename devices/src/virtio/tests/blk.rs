@@ -78,6 +78,8 @@ fn reads_reach_memory_only_when_delivered() {
         std::slice::from_ref(&read)
     );
     assert_eq!(machine.board.pending_disk(), [read]);
+    assert_eq!(machine.board.pending_request(1).map(|r| r.len), Some(1024));
+    assert_eq!(machine.board.pending_request(2), None);
     assert!(driver.used(&machine, 0).is_empty());
     assert!(!machine.board.interrupt_pending());
     machine.deliver(done(1, vec![0xab; 1024]));
