@@ -227,6 +227,13 @@ impl<T> Backup<T> {
         }
     }
 
+    /// The disk server refused this replica's connection because its view is over.
+    pub fn fenced(&mut self, now: u64) {
+        if self.phase == Phase::Replaying && !self.over {
+            self.suspect(now, Suspicion::Fenced);
+        }
+    }
+
     /// Bytes came. Entries are acknowledged here, before any of them is executed.
     pub fn received(&mut self, now: u64, bytes: &[u8]) {
         if !self.is_listening() {

@@ -20,6 +20,8 @@ pub enum Suspicion {
     Left(String),
     /// It never came.
     NeverCame,
+    /// The disk server refuses this replica's view: the view has moved on.
+    Fenced,
 }
 
 impl fmt::Display for Suspicion {
@@ -30,6 +32,7 @@ impl fmt::Display for Suspicion {
             Suspicion::Nonsense(what) => write!(f, "it sent nonsense: {what}"),
             Suspicion::Left(why) => write!(f, "it left: {why}"),
             Suspicion::NeverCame => f.write_str("it never came"),
+            Suspicion::Fenced => f.write_str("the disk server refuses this replica's view"),
         }
     }
 }

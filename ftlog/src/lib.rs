@@ -15,6 +15,7 @@
 //! | [`gate`], [`hazards`] | the Output Rule; disk reads that the backup executes itself |
 //! | [`replica`], [`primary`], [`backup`] | the roles, which tie it all together; effects |
 //! | [`replay`] | how a replay is compared with the log |
+//! | [`sim`] | the seeded simulator that runs all of it against faults |
 
 pub mod backup;
 pub mod claim;
@@ -31,6 +32,7 @@ pub mod primary;
 pub mod register;
 pub mod replay;
 pub mod replica;
+pub mod sim;
 pub mod view;
 
 pub use backup::{Backup, ReplayError};

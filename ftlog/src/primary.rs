@@ -305,6 +305,22 @@ impl<T> Primary<T> {
         }
     }
 
+    /// The disk server refused a request because the view of its connection, which is this
+    /// machine's present one, is over.
+    pub fn fenced(&mut self, now: u64) {
+        match self.phase {
+            Phase::Starting | Phase::Protected => self.suspect(now, Suspicion::Fenced),
+            Phase::Alone => {
+                let reason = "somebody has ended this replica's view".into();
+                self.halt(HaltReason::Refused {
+                    suspected: Suspicion::Fenced,
+                    reason,
+                });
+            }
+            _ => {}
+        }
+    }
+
     pub fn received(&mut self, now: u64, bytes: &[u8]) {
         if !self.is_listening() {
             return;

@@ -60,8 +60,11 @@ pub enum Answer {
     Won(View),
     /// To a claim: the current view is another's.
     Lost(View),
-    /// Nothing has changed, for this reason.
+    /// Nothing has changed, and asking again will not help, for this reason.
     Refused(String),
+    /// Nothing was decided: the record could not be stored, for this reason. Ask again; a claimant
+    /// takes it as no answer at all.
+    Unavailable(String),
 }
 
 /// What the server has to do, in this order.
@@ -172,7 +175,7 @@ impl<K> ViewRegister<K> {
                     unreachable!()
                 };
                 let reason = format!("the register's record cannot be stored: {reason}");
-                self.answer(to, Answer::Refused(reason));
+                self.answer(to, Answer::Unavailable(reason));
                 self.proceed();
             }
         }

@@ -45,12 +45,15 @@ pub enum Effect<T> {
     Start,
     /// The peer is suspected. For the record; a claim follows by itself.
     Suspected(Suspicion),
-    /// The claim is won. A backup has yet to consume its log.
+    /// The claim is won. A backup has yet to consume its log; if it executes disk reads itself, it
+    /// now has to do so under this view, those under way included.
     Claimed(View),
-    /// This replica is alone and live in this view. A primary simply goes on; a backup has consumed
-    /// its log: stop suppressing output, re-issue the pending disk requests under this view,
-    /// announce the MAC address, let the clock follow the host. Outputs that the old primary may
-    /// not have sent follow as [`Effect::Release`].
+    /// This replica is alone and live in this view. Connect to the disk server under this view and
+    /// re-issue every request that was issued and has not completed (connections of the old view
+    /// are fenced, a primary's own too), and take no more completions from the old connections: a
+    /// newer write of the guest could overtake the copy. Announce the MAC address. A primary otherwise simply goes
+    /// on. A backup has consumed its log: it stops suppressing output and lets the clock follow the
+    /// host; outputs that the old primary may not have sent follow as [`Effect::Release`].
     Live(View),
     /// Stop the guest for good. Nothing may leave any more. Always the last effect.
     Halt(HaltReason),
@@ -195,6 +198,16 @@ impl<T> Replica<T> {
         match self {
             Replica::Primary(primary) => primary.closed(now),
             Replica::Backup(backup) => backup.closed(now),
+        }
+    }
+
+    /// The disk server refused a request because the view of its connection is over. Only for
+    /// connections under the present view: one from before a won claim says nothing new. The
+    /// request has neither succeeded nor failed; it stays pending.
+    pub fn fenced(&mut self, now: u64) {
+        match self {
+            Replica::Primary(primary) => primary.fenced(now),
+            Replica::Backup(backup) => backup.fenced(now),
         }
     }
 

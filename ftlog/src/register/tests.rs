@@ -136,7 +136,7 @@ fn a_failed_write_changes_nothing() {
     assert!(matches!(register.next_effect(), Some(Effect::Persist(_))));
     register.persisted(Err("no space".into()));
     let answers = settle(&mut register);
-    assert!(matches!(&answers[0], (1, Answer::Refused(reason)) if reason.contains("no space")));
+    assert!(matches!(&answers[0], (1, Answer::Unavailable(reason)) if reason.contains("no space")));
     assert_eq!(
         answers[1],
         (
