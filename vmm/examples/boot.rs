@@ -53,7 +53,7 @@ fn run(mut machine: Machine, mut disk: Option<Disk>) -> Result<()> {
     let (mut last, mut idle) = ((Instant::now(), 0), Duration::ZERO);
     loop {
         let stop = machine.run(machine.position().count + 50_000)?;
-        for (_, output) in machine.take_outputs()? {
+        for output in machine.take_outputs()? {
             match output {
                 Output::Console { bytes, .. } => {
                     std::io::stdout().write_all(&bytes)?;

@@ -20,7 +20,7 @@ pub use sections::{
     AppendFsync, Boot, Console, Detect, Disk, DiskReads, Endpoints, EngineKind, Ft, Guest, Hash,
     Lag, Log, Net, Vm,
 };
-pub use values::{Address, ByteSize, Forward, Mac, NetMode, RamSize};
+pub use values::{Address, ByteSize, Forward, Mac, NetMode, RamSize, Seed};
 
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 1 << 20;

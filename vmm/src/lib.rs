@@ -9,7 +9,9 @@
 
 pub mod boot;
 pub mod config;
+pub mod errors;
 pub mod link;
 pub mod machine;
 pub mod memory;
+pub mod replica;
 pub mod save;

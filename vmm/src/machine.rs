@@ -5,12 +5,16 @@
 //! through [`Machine::deliver`], and nothing leaves but as an [`Output`]. Recording and replaying
 //! are therefore the same code: they differ only in who calls `deliver`, and when.
 
+use bytes::Bytes;
 use devices::{Board, BoardSpec, DiskOp, DiskRequest, Input, Output};
-use engine::{Boundary, ClockBase, Engine, EngineError, Entry, Exit, PendingRead};
-use ftlog::Position;
+use engine::{Boundary, ClockBase, Engine, EngineError, EngineInfo, Entry, Exit, PendingRead};
+use ftlog::{Control, Event, Position};
 
 use crate::boot::{self, BootError, BootSpec};
+use crate::link::ConsoleLine;
 use crate::memory::{GuestRam, MemoryError};
+use crate::replica::convert;
+use crate::save::State;
 
 /// Why the machine stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub enum MachineError {
     Engine(#[from] EngineError),
     #[error("the guest could not be loaded")]
     Load(#[source] BootError),
+    #[error("the saved state of the devices is not understood: {0}")]
+    Devices(String),
     #[error("the guest's memory could not be cleared")]
     Memory(#[from] MemoryError),
 }
@@ -67,6 +73,8 @@ pub(crate) struct Core {
     pub clock: ClockBase,
     /// How many outputs there were since power-on.
     pub outputs: u64,
+    /// The power was cut, and the output that says so has not been taken yet.
+    pub cut: bool,
     pub off: Option<Off>,
 }
 
@@ -87,6 +95,7 @@ impl Machine {
             board: Board::new(spec),
             clock: ClockBase::default(),
             outputs: 0,
+            cut: false,
             off: None,
         };
         engine.set_clock(core.clock);
@@ -99,17 +108,21 @@ impl Machine {
     }
 
     /// A machine that goes on from a saved state; `ram` holds its memory already.
-    pub(crate) fn resume(
+    pub fn resume(
         mut engine: Box<dyn Engine>,
         ram: GuestRam,
         boot: BootSpec,
-        cpu: &engine::CpuState,
-        core: Core,
+        state: &State,
     ) -> Result<Self, MachineError> {
+        let (core, rest): (Core, _) = postcard::take_from_bytes(&state.board)
+            .map_err(|why| MachineError::Devices(why.to_string()))?;
+        if !rest.is_empty() {
+            return Err(MachineError::Devices("bytes are left over".to_owned()));
+        }
         for range in ram.take_written() {
             engine.memory_written(range);
         }
-        engine.set_state(cpu)?;
+        engine.set_state(&state.cpu)?;
         engine.set_clock(core.clock);
         Ok(Self {
             engine,
@@ -117,6 +130,29 @@ impl Machine {
             core,
             boot,
         })
+    }
+
+    /// The state as it is saved; memory goes beside it.
+    pub fn state(&self) -> State {
+        State {
+            cpu: self.engine.state(),
+            clock: self.core.clock,
+            board: self.core_bytes(),
+            outputs: self.core.outputs,
+        }
+    }
+
+    /// What is booted, and again after a reset.
+    pub fn boot_spec(&self) -> &BootSpec {
+        &self.boot
+    }
+
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    pub fn engine_info(&self) -> EngineInfo {
+        self.engine.info()
     }
 
     /// Runs to the position `until`, or until something needs the caller.
@@ -156,27 +192,45 @@ impl Machine {
             .is_ok()
     }
 
-    /// The outputs since the last call, oldest first, each with its number since power-on. All of
-    /// them happened at the present position.
-    pub fn take_outputs(&mut self) -> Result<Vec<(u64, Output)>, MachineError> {
-        let outputs = self.core.board.take_outputs();
-        let mut numbered = Vec::with_capacity(outputs.len());
-        for output in outputs {
-            match &output {
+    /// Lets a logged event take effect; `data` are those of a disk read that the log left out.
+    pub fn apply(
+        &mut self,
+        clock_ns: u64,
+        event: Event,
+        data: Option<Bytes>,
+    ) -> Result<(), MachineError> {
+        match event {
+            Event::Control(Control::PowerOff) => self.power_off(),
+            Event::Control(Control::Reset) => self.reset()?,
+            event => {
+                self.deliver(clock_ns, convert::input(event, data));
+            }
+        }
+        Ok(())
+    }
+
+    /// The outputs since the last call, oldest first. All of them happened at the present position.
+    /// A reset takes effect here.
+    pub fn take_outputs(&mut self) -> Result<Vec<Output>, MachineError> {
+        let mut outputs = self.core.board.take_outputs();
+        if std::mem::take(&mut self.core.cut) {
+            outputs.push(Output::PowerOff);
+        }
+        for output in &outputs {
+            match output {
                 Output::Reset => self.reset()?,
                 Output::PowerOff => self.core.off = Some(Off::Power),
                 Output::Exit(code) => self.core.off = Some(Off::Exit(*code)),
-                _ => {}
+                Output::NetTransmit(_) | Output::Disk(_) | Output::Console { .. } => {}
             }
-            numbered.push((self.core.outputs, output));
-            self.core.outputs += 1;
         }
-        Ok(numbered)
+        self.core.outputs += outputs.len() as u64;
+        Ok(outputs)
     }
 
     /// Whether `take_outputs` would give any.
     pub fn has_outputs(&self) -> bool {
-        self.core.board.has_outputs()
+        self.core.cut || self.core.board.has_outputs()
     }
 
     pub fn position(&self) -> Position {
@@ -197,8 +251,12 @@ impl Machine {
         self.core.board.can_receive(self.ram.memory().as_ref())
     }
 
-    pub fn console_can_receive(&self) -> bool {
-        self.core.board.console_can_receive()
+    /// Whether the guest takes what is typed at a console.
+    pub fn console_can_receive(&self, line: ConsoleLine) -> bool {
+        match line {
+            ConsoleLine::Serial => self.core.board.serial_can_receive(),
+            ConsoleLine::Virtio => self.core.board.console_can_receive(),
+        }
     }
 
     /// Disk requests without a completion, oldest first: what a replica that goes live re-issues.
@@ -219,9 +277,9 @@ impl Machine {
             .any(|request| request.id == id && request.op == DiskOp::Read)
     }
 
-    /// Cuts the power.
+    /// Cuts the power: the next thing that the machine puts out is that it is off.
     pub fn power_off(&mut self) {
-        self.core.off = Some(Off::Power);
+        self.core.cut = true;
     }
 
     pub fn off(&self) -> Option<Off> {
@@ -230,12 +288,15 @@ impl Machine {
 
     /// The state's hash at this position; of memory too if asked (about a second for 4 GiB).
     pub fn hash(&self, with_memory: bool) -> StateHash {
-        let core = postcard::to_stdvec(&self.core).expect("the board's state can be serialised");
         StateHash {
             registers: self.engine.state().hash(),
-            devices: xxhash_rust::xxh3::xxh3_64(&core),
+            devices: xxhash_rust::xxh3::xxh3_64(&self.core_bytes()),
             memory: with_memory.then(|| self.ram.hash()),
         }
+    }
+
+    fn core_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(&self.core).expect("the devices' state is plain data")
     }
 
     fn at_boundary(&mut self, boundary: Boundary) -> Result<Option<Stop>, MachineError> {
@@ -258,7 +319,7 @@ impl Machine {
             // Without ACPI this is how Linux turns the power off.
             Boundary::Halt {
                 interrupts_enabled: false,
-            } => self.core.off = Some(Off::Power),
+            } => self.power_off(),
             Boundary::Halt {
                 interrupts_enabled: true,
             } if self.core.board.interrupt_pending() => {}

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ftlog::VmId;
 use serde::{Deserialize, Serialize};
 
-use super::{Address, ByteSize, Forward, Mac, NetMode, RamSize};
+use super::{Address, ByteSize, Forward, Mac, NetMode, RamSize, Seed};
 use crate::boot::BootMode;
 
 /// The virtual machine.
@@ -22,6 +22,16 @@ pub struct Vm {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[arg(id = "vm.uuid", long = "uuid", value_name = "UUID")]
     pub uuid: Option<VmId>,
+    /// Seed of the guest's entropy device, 64 hexadecimal digits; both replicas must have the same.
+    /// Default: a new one, which `ft-ctl up` gives to both
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(id = "vm.seed", long = "seed", value_name = "HEX")]
+    pub seed: Option<Seed>,
+    /// What the guest's wall clock reads at power-on, seconds since 1970; both replicas must have
+    /// the same. Default: now
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(id = "vm.start_time", long = "start-time", value_name = "SECONDS")]
+    pub start_time: Option<u64>,
     /// RAM: 16MiB to 64GiB, a multiple of 2MiB
     #[arg(id = "vm.memory", long = "memory", value_name = "SIZE")]
     pub memory: RamSize,
@@ -35,6 +45,8 @@ impl Default for Vm {
         Self {
             name: "lockstep".into(),
             uuid: None,
+            seed: None,
+            start_time: None,
             memory: RamSize::DEFAULT,
             engine: EngineKind::default(),
         }

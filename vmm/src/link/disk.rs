@@ -97,7 +97,7 @@ impl DiskLink {
     fn keep(&self, mut receiver: NbdReceiver, arrivals: &Sender<Arrival>) {
         loop {
             let why = self.receive(&mut receiver, arrivals);
-            if self.closed.is_set() || self.is_fenced(&why, arrivals) {
+            if self.closed.is_set() {
                 return;
             }
             tracing::info!(%why, "the disk connection ended; connecting again");
@@ -134,54 +134,48 @@ impl DiskLink {
     /// Connects again, for as long as it takes, and sends everything that is not answered.
     fn reconnect(&self, arrivals: &Sender<Arrival>) -> Option<NbdReceiver> {
         let mut told = false;
-        loop {
+        while !self.closed.is_set() {
             let (addr, export) = {
                 let state = lock(&self.state);
                 (state.addr.clone(), state.export.clone())
             };
-            if self.closed.is_set() {
-                return None;
-            }
-            let client = match NbdClient::connect(&addr, &export, CONNECT_TIMEOUT) {
-                Ok(client) => client,
-                Err(why) if self.is_fenced(&why, arrivals) => return None,
+            match NbdClient::connect(&addr, &export, CONNECT_TIMEOUT) {
+                Ok(client) => {
+                    let mut state = lock(&self.state);
+                    // Otherwise the replica went live meanwhile: this connection is of an old view.
+                    if state.export == export
+                        && let Some(receiver) = state.take_over(client)
+                    {
+                        return Some(receiver);
+                    }
+                }
+                Err(NbdError::Handshake {
+                    source: HandshakeError::Fenced(reason),
+                    ..
+                }) => self.fenced(&export, reason, arrivals),
                 Err(why) => {
                     if !told {
                         tracing::warn!(%why, "the disk server is away; trying again");
                         told = true;
                     }
                     std::thread::sleep(RECONNECT_PAUSE);
-                    continue;
                 }
-            };
-            let mut state = lock(&self.state);
-            if state.export != export {
-                continue; // went live meanwhile: this connection belongs to an old view
-            }
-            if let Some(receiver) = state.take_over(client) {
-                return Some(receiver);
             }
         }
+        None
     }
 
-    /// Whether `why` says that a later view is live; the vCPU's thread is told then.
-    fn is_fenced(&self, why: &NbdError, arrivals: &Sender<Arrival>) -> bool {
-        let fenced = match why {
-            NbdError::Handshake {
-                source: HandshakeError::Fenced(_),
-                ..
-            } => true,
-            _ => false,
+    /// The view of `export` is over. The vCPU's thread is told; if this replica itself is live in
+    /// the next view, the link gets another export.
+    fn fenced(&self, export: &ExportName, reason: String, arrivals: &Sender<Arrival>) {
+        let fenced = Arrival::Fenced {
+            by: "the disk server",
+            reason,
         };
-        // A backup's own connection ends when it claims the view: `reopen` has a new export then.
-        if fenced && !self.closed.is_set() {
-            let fenced = Arrival::Fenced {
-                by: "the disk server",
-                reason: why.to_string(),
-            };
-            let _ = arrivals.send(fenced);
+        let _ = arrivals.send(fenced);
+        while !self.closed.is_set() && lock(&self.state).export == *export {
+            std::thread::sleep(RECONNECT_PAUSE / 10);
         }
-        fenced
     }
 }
 

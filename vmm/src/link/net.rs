@@ -102,8 +102,11 @@ impl NetLink {
         loop {
             let connection = lock(&self.state).connection;
             let why = receive(connection, &mut receiver, arrivals);
-            if self.closed.is_set() || matches!(why, Ended::Fenced) {
+            if self.closed.is_set() {
                 return;
+            }
+            if let Ended::Fenced { view } = why {
+                self.wait_for_later_view(view);
             }
             lock(&self.state).disconnect();
             match self.reconnect(arrivals) {
@@ -134,7 +137,8 @@ impl NetLink {
                         by: "the switch",
                         reason,
                     });
-                    return None;
+                    self.wait_for_later_view(spec.hello.view);
+                    continue;
                 }
                 Err(why) if !told => {
                     tracing::warn!(%why, "the switch is away; trying again");
@@ -148,6 +152,15 @@ impl NetLink {
     }
 }
 
+impl NetLink {
+    /// A fenced link rests, unless this replica itself goes live in a later view.
+    fn wait_for_later_view(&self, view: u64) {
+        while !self.closed.is_set() && lock(&self.state).spec.hello.view <= view {
+            std::thread::sleep(RECONNECT_PAUSE / 10);
+        }
+    }
+}
+
 impl State {
     fn disconnect(&mut self) {
         self.sender = None;
@@ -158,7 +171,7 @@ impl State {
 }
 
 enum Ended {
-    Fenced,
+    Fenced { view: u64 },
     Lost,
 }
 
@@ -181,7 +194,7 @@ fn receive(connection: u64, receiver: &mut NetportReceiver, arrivals: &Sender<Ar
                     by: "the switch",
                     reason,
                 });
-                return Ended::Fenced;
+                return Ended::Fenced { view };
             }
             Ok(Message::Control(message)) => {
                 tracing::debug!(?message, "switch");

@@ -37,8 +37,10 @@ pub enum Request {
     Quit,
     /// This connection becomes the guest's console.
     Console,
-    /// The guest is asked to power off (its power button).
+    /// The guest's power is cut.
     Poweroff,
+    /// The guest's reset button is pressed.
+    Reset,
     /// A hash of the machine's state at the position where it is now.
     Hash {
         /// Of all of memory too.
@@ -52,7 +54,7 @@ pub enum Request {
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Response {
     Status(Box<Status>),
-    /// To `quit`, `console`, `poweroff`: accepted.
+    /// To `quit`, `console`, `poweroff`, `reset`: accepted.
     Done,
     Saved {
         path: String,

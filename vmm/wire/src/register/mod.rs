@@ -9,8 +9,8 @@ pub mod client;
 mod types;
 
 pub use client::{ClaimAnswer, RegisterClient, RegisterError};
-pub use ftlog::{ReplicaId, VmId};
-pub use types::{View, check_name};
+pub use ftlog::{ReplicaId, View, VmId};
+pub use types::check_name;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,17 +1,5 @@
 //! Views and names as they travel on the wire.
 
-use ftlog::ReplicaId;
-use serde::{Deserialize, Serialize};
-
-/// Who is live, and who follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct View {
-    /// From 1; never goes back.
-    pub number: u64,
-    pub primary: ReplicaId,
-    pub backup: Option<ReplicaId>,
-}
-
 /// Checks the name of a disk or virtual machine: 1 to 64 letters, digits, `.`, `_` or `-`, not
 /// beginning with a dot. The error is a sentence that names `what`.
 pub fn check_name(what: &str, name: &str) -> Result<(), String> {

@@ -1,0 +1,226 @@
+//! The replica that replays: the backup, until it goes live.
+//!
+//! The loop is the recorder's seen from the other side: run the vCPU to the position of the next
+//! entry and never beyond; what it puts out there must be what the mark says, and goes nowhere;
+//! what came in takes effect at the very same place. Whatever does not agree is a divergence: the
+//! protocol halts this replica, loudly.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use devices::{DiskRequest, Output};
+use ftlog::replay::{Divergence, Hashes};
+use ftlog::{Entry, Event, Position};
+
+use super::clock::PrimaryClock;
+use super::convert::{self, Marked};
+use super::protocol::{Next, Protocol};
+use super::view_of_vcpu::VcpuView;
+use crate::machine::{Machine, MachineError, Stop};
+
+/// Repeats disk reads whose data the log does not carry (`disk-reads=backup`).
+pub trait Reads: Send {
+    /// The guest issued a read.
+    fn issued(&mut self, request: &DiskRequest);
+    /// The data of a read that completed on the primary.
+    fn data(&mut self, id: u64) -> Result<Bytes, String>;
+}
+
+/// Where the entries come from, and who judges what the replay makes of them: the protocol, or a
+/// log file's reader. A `false` ends the replay.
+pub trait Log {
+    /// The next entry, once there is one.
+    fn next(&mut self) -> Next;
+    fn arrived(&mut self, at: Position) -> bool;
+    fn suppressed(&mut self, at: Position, marked: Marked) -> bool;
+    fn hashed(&mut self, hashes: Hashes) -> bool;
+    fn applied(&mut self) -> bool;
+    fn diverged(&mut self, divergence: Divergence);
+}
+
+impl Log for Protocol {
+    fn next(&mut self) -> Next {
+        Protocol::next(self)
+    }
+    fn arrived(&mut self, at: Position) -> bool {
+        Protocol::arrived(self, at)
+    }
+    fn suppressed(&mut self, at: Position, marked: Marked) -> bool {
+        Protocol::suppressed(self, at, marked)
+    }
+    fn hashed(&mut self, hashes: Hashes) -> bool {
+        Protocol::hashed(self, hashes)
+    }
+    fn applied(&mut self) -> bool {
+        Protocol::applied(self)
+    }
+    fn diverged(&mut self, divergence: Divergence) {
+        Protocol::diverged(self, divergence);
+    }
+}
+
+/// How a replay ends.
+pub enum Replayed {
+    /// The log is consumed and this replica is alone: its machine goes on from here. With the
+    /// outputs that the guest made after the last mark, and the clock.
+    Live {
+        machine: Box<Machine>,
+        unmarked: Vec<(Position, Marked)>,
+        clock: PrimaryClock,
+    },
+    /// It must not go on, or the log is at its end.
+    Ended(Box<Machine>),
+}
+
+pub struct Replayer<L> {
+    machine: Machine,
+    log: L,
+    reads: Option<Box<dyn Reads>>,
+    /// Outputs of the present position that still have no mark, oldest first.
+    made: VecDeque<(Position, Marked)>,
+    clock: PrimaryClock,
+    vcpu: VcpuView,
+}
+
+impl<L: Log> Replayer<L> {
+    /// `reads`: for logs that do not carry what disk reads gave.
+    pub fn new(machine: Machine, log: L, reads: Option<Box<dyn Reads>>, vcpu: VcpuView) -> Self {
+        Self {
+            machine,
+            log,
+            reads,
+            made: VecDeque::new(),
+            clock: PrimaryClock::default(),
+            vcpu,
+        }
+    }
+
+    /// Replays until the log ends.
+    pub fn run(mut self) -> Result<Replayed, MachineError> {
+        loop {
+            let (seq, entry) = match self.log.next() {
+                Next::Entry(seq, entry) => (seq, entry),
+                Next::Live(_) => return Ok(self.live()),
+                Next::Halted => return Ok(Replayed::Ended(Box::new(self.machine))),
+            };
+            if !self.replay(seq, &entry)? {
+                return Ok(Replayed::Ended(Box::new(self.machine)));
+            }
+            self.vcpu.show(&self.machine);
+        }
+    }
+
+    fn live(self) -> Replayed {
+        Replayed::Live {
+            machine: Box::new(self.machine),
+            unmarked: self.made.into(),
+            clock: self.clock,
+        }
+    }
+
+    /// Replays one entry; `false` ends the replay.
+    fn replay(&mut self, seq: u64, entry: &Entry) -> Result<bool, MachineError> {
+        let at = entry.at();
+        self.run_to(at)?;
+        if let Some((made_at, marked)) = self.made.pop_front() {
+            return Ok(self.log.suppressed(made_at, marked));
+        }
+        if !self.log.arrived(self.machine.position()) {
+            return Ok(false);
+        }
+        match entry {
+            Entry::Event {
+                clock_ns, event, ..
+            } => {
+                self.clock.heard(*clock_ns);
+                if !self.put_in(seq, at, *clock_ns, event)? {
+                    return Ok(false);
+                }
+            }
+            Entry::Hash { memory, .. } => {
+                let state = self.machine.hash(memory.is_some());
+                let hashes = Hashes {
+                    registers: state.registers,
+                    devices: state.devices,
+                    memory: state.memory,
+                };
+                if !self.log.hashed(hashes) {
+                    return Ok(false);
+                }
+                self.vcpu.hash_agreed();
+            }
+            Entry::Mark { .. } | Entry::Progress { .. } => {}
+        }
+        Ok(self.log.applied())
+    }
+
+    /// Runs until the vCPU comes to rest at the position, or puts something out, or cannot get
+    /// there. Which of them is right, the log's reader decides.
+    fn run_to(&mut self, at: Position) -> Result<(), MachineError> {
+        while self.made.is_empty() && self.machine.position().count <= at.count {
+            match self.machine.run(at.count)? {
+                Stop::Output => self.suppress()?,
+                Stop::Reached | Stop::Idle | Stop::Off(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what the vCPU put out to be compared with its marks.
+    fn suppress(&mut self) -> Result<(), MachineError> {
+        let at = self.machine.position();
+        for output in self.machine.take_outputs()? {
+            match convert::mark(output) {
+                Ok(marked) => self.made.push_back((at, marked)),
+                Err(Output::Disk(request)) => {
+                    if let Some(reads) = &mut self.reads {
+                        reads.issued(&request);
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn put_in(
+        &mut self,
+        seq: u64,
+        at: Position,
+        clock_ns: u64,
+        event: &Event,
+    ) -> Result<bool, MachineError> {
+        let data = match self.read_again(event) {
+            Ok(data) => data,
+            Err(what) => {
+                let what = format!("entry {seq}: {what}");
+                self.log.diverged(Divergence::Other { at, what });
+                return Ok(false);
+            }
+        };
+        self.machine.apply(clock_ns, event.clone(), data)?;
+        self.suppress()?;
+        Ok(true)
+    }
+
+    /// The data of a successful read that the log leaves to us.
+    fn read_again(&mut self, event: &Event) -> Result<Option<Bytes>, String> {
+        let Event::DiskDone {
+            id,
+            status: 0,
+            data: None,
+        } = event
+        else {
+            return Ok(None);
+        };
+        if !self.machine.is_read(*id) {
+            return Ok(None);
+        }
+        match &mut self.reads {
+            Some(reads) => reads.data(*id).map(Some),
+            None => Err(format!(
+                "disk request {id} was read from the disk, which this replay does not have"
+            )),
+        }
+    }
+}

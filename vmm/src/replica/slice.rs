@@ -1,0 +1,71 @@
+//! How long the vCPU runs before the recording replica looks around.
+//!
+//! A slice is a number of instructions that is adapted so that it takes about [`TARGET`]. Where
+//! slices end does not matter to the guest: only what is logged does.
+
+use std::time::{Duration, Instant};
+
+/// What a slice should take: the worst delay of an interrupt for a busy vCPU.
+const TARGET: Duration = Duration::from_micros(200);
+const INSTRUCTIONS_MIN: u64 = 1_000;
+const INSTRUCTIONS_MAX: u64 = 1_000_000;
+/// Slowing down is done in pauses of at least this, so that few of them are needed.
+const PAUSE_MIN: Duration = Duration::from_micros(500);
+
+pub struct Slice {
+    instructions: u64,
+    begun: Instant,
+    /// Time that the vCPU ran and has not paid for with a pause.
+    owed: Duration,
+}
+
+impl Default for Slice {
+    fn default() -> Self {
+        Self {
+            instructions: 20_000,
+            begun: Instant::now(),
+            owed: Duration::ZERO,
+        }
+    }
+}
+
+impl Slice {
+    /// Begins a slice at position `count`; gives the position at which it ends.
+    pub fn end(&mut self, count: u64) -> u64 {
+        self.begun = Instant::now();
+        count.saturating_add(self.instructions)
+    }
+
+    /// The slice's end was reached: the next one is longer or shorter if that was far from the
+    /// target.
+    pub fn reached(&mut self) {
+        let took = self.begun.elapsed();
+        let next = if took > TARGET * 2 {
+            self.instructions / 2
+        } else if took < TARGET / 2 {
+            self.instructions * 2
+        } else {
+            self.instructions
+        };
+        self.instructions = next.clamp(INSTRUCTIONS_MIN, INSTRUCTIONS_MAX);
+        self.owed += took;
+    }
+
+    /// The vCPU has waited: nothing is owed.
+    pub fn idled(&mut self) {
+        self.owed = Duration::ZERO;
+    }
+
+    /// Pauses so that the vCPU gets the fraction `speed` (0 to 1) of the time.
+    pub fn slow_down(&mut self, speed: f64) {
+        if speed >= 1.0 {
+            self.owed = Duration::ZERO;
+            return;
+        }
+        let pause = self.owed.mul_f64(1.0 / speed.clamp(0.05, 1.0) - 1.0);
+        if pause >= PAUSE_MIN {
+            std::thread::sleep(pause);
+            self.owed = Duration::ZERO;
+        }
+    }
+}

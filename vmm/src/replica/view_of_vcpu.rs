@@ -1,0 +1,49 @@
+//! What other threads see of the vCPU: its position and clock, a moment ago.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::machine::Machine;
+
+/// A shared view; clones are the same one.
+#[derive(Clone, Default)]
+pub struct VcpuView(Arc<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    count: AtomicU64,
+    rip: AtomicU64,
+    clock_ns: AtomicU64,
+    hashes: AtomicU64,
+}
+
+impl VcpuView {
+    /// Shows where the machine stands. The numbers are each right, not necessarily together.
+    pub fn show(&self, machine: &Machine) {
+        let position = machine.position();
+        self.0.count.store(position.count, Ordering::Relaxed);
+        self.0.rip.store(position.rip, Ordering::Relaxed);
+        self.0.clock_ns.store(machine.now(), Ordering::Relaxed);
+    }
+
+    /// A state hash of the log agreed with the replay's.
+    pub fn hash_agreed(&self) {
+        self.0.hashes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.count.load(Ordering::Relaxed)
+    }
+
+    pub fn rip(&self) -> u64 {
+        self.0.rip.load(Ordering::Relaxed)
+    }
+
+    pub fn clock_ns(&self) -> u64 {
+        self.0.clock_ns.load(Ordering::Relaxed)
+    }
+
+    pub fn hashes(&self) -> u64 {
+        self.0.hashes.load(Ordering::Relaxed)
+    }
+}
