@@ -52,15 +52,15 @@ fn spawn(command: &mut Command, package: &'static str) -> Result<Child, BuildErr
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command.spawn().map_err(|source| {
+    command.spawn().map_err(|cause| {
         let program = command.get_program().to_string_lossy().into_owned();
-        if source.kind() == ErrorKind::NotFound {
+        if cause.kind() == ErrorKind::NotFound {
             BuildError::MissingProgram { program, package }
         } else {
             BuildError::Io {
                 action: "run",
                 path: program.into(),
-                source,
+                cause,
             }
         }
     })
@@ -72,10 +72,10 @@ fn finish(
     output: &str,
     errors: &str,
 ) -> Result<(), BuildError> {
-    let status = child.wait().map_err(|source| BuildError::Io {
+    let status = child.wait().map_err(|cause| BuildError::Io {
         action: "wait for",
         path: command.get_program().into(),
-        source,
+        cause,
     })?;
     if status.success() {
         return Ok(());

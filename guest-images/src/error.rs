@@ -51,14 +51,14 @@ pub enum BuildError {
         output: String,
     },
     /// A file operation failed.
-    #[error("{action} {path}: {source}")]
+    #[error("{action} {path}: {cause}")]
     Io {
         /// What was tried, as a verb: "read", "create" …
         action: &'static str,
         /// On what.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A package does not contain what the recipe expects of it.
     #[error("{0}")]
@@ -76,9 +76,9 @@ pub enum BuildError {
 /// Turns an `io::Error` into a [`BuildError`] that names the file.
 pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BuildError {
     let path = path.to_owned();
-    move |source| BuildError::Io {
+    move |cause| BuildError::Io {
         action,
         path,
-        source,
+        cause,
     }
 }

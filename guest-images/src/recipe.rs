@@ -91,7 +91,7 @@ pub const FILES: &[GuestFile] = &[
 pub const INITRD_INIT: &str = include_str!("../guest/init");
 
 /// Changes when the builder makes something else of the same recipe.
-const BUILDER_VERSION: u32 = 2;
+const BUILDER_VERSION: u32 = 3;
 
 /// What may be chosen about a guest. `Options::default()` is the guest of the
 /// README, the demo and the tests.

@@ -279,6 +279,7 @@ fn clean(root: &Path) -> Result<(), BuildError> {
     let path = root.join("usr/sbin/policy-rc.d");
     io("delete", &path, fs::remove_file(&path))?;
     for name in [
+        "var/cache/ldconfig/aux-cache",
         "var/log/dpkg.log",
         "var/log/alternatives.log",
         "var/lib/dpkg/status-old",

@@ -68,12 +68,12 @@ impl Options {
 
 /// The server could not be reached at the start.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot connect to Redis at {address}: {source}")]
+#[error("cannot connect to Redis at {address}: {cause}")]
 pub struct StartError {
     /// The server.
     pub address: SocketAddr,
     /// What the client library said.
-    pub source: redis::RedisError,
+    pub cause: redis::RedisError,
 }
 
 /// How the load is going.
@@ -153,9 +153,9 @@ impl Load {
         let connected: Vec<Worker> = (0..clients)
             .map(|client| Worker::connect(client, options.clone(), shared.clone()))
             .collect::<Result<_, _>>()
-            .map_err(|source| StartError {
+            .map_err(|cause| StartError {
                 address: options.address,
-                source,
+                cause,
             })?;
         let workers = connected
             .into_iter()
