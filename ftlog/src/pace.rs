@@ -94,6 +94,12 @@ impl Pace {
         (self.share * f64::from(FULL_SHARE)).round() as u32
     }
 
+    /// When the share is next to be set; `None` while it is whole and nothing is behind.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        let steers = self.share < 1.0 || !self.unexecuted.is_empty();
+        steers.then_some(self.stepped_ns + STEP_NS)
+    }
+
     /// Sets the share anew, if it is time.
     pub fn tick(&mut self, now: u64) {
         let since_ns = now.saturating_sub(self.stepped_ns);

@@ -264,6 +264,7 @@ impl<T> Primary<T> {
             Phase::Alone | Phase::Claiming => {
                 let seq = self.sent_seq.max(self.encoder.next_seq());
                 self.sent_seq = seq + 1;
+                self.count_net(entry, seq);
                 return Ok(seq);
             }
             _ => {}
@@ -271,15 +272,21 @@ impl<T> Primary<T> {
         let seq = self.encoder.push(entry)?;
         self.last_append_ns = now;
         self.unsent_since_ns.get_or_insert(now);
-        if entry.kind() == EntryKind::NetReceive {
-            self.net_unacked.push_back(seq);
-            self.net_received += 1;
-        }
+        self.count_net(entry, seq);
         self.pace.appended(seq, now);
         if self.encoder.pending_bytes() >= self.config.batch_bytes {
             self.flush_now = true;
         }
         Ok(seq)
+    }
+
+    fn count_net(&mut self, entry: &Entry, seq: u64) {
+        if entry.kind() == EntryKind::NetReceive {
+            self.net_received += 1;
+            if self.phase != Phase::Alone {
+                self.net_unacked.push_back(seq);
+            }
+        }
     }
 
     // For the driver's I/O.
@@ -482,12 +489,14 @@ impl<T> Primary<T> {
                     .unsent_since_ns
                     .map(|since| since + self.config.flush_after_ns);
                 let heartbeat = self.last_sent_ns + self.config.heartbeat_ns;
-                Some(
-                    self.detector
-                        .deadline_ns()
-                        .min(heartbeat)
-                        .min(flush.unwrap_or(u64::MAX)),
-                )
+                let pace = self.pace.deadline_ns();
+                let due = [
+                    Some(self.detector.deadline_ns()),
+                    Some(heartbeat),
+                    flush,
+                    pace,
+                ];
+                due.into_iter().flatten().min()
             }
             Phase::Claiming => self.claim.as_ref().map(Claim::deadline_ns),
             _ => None,
@@ -541,8 +550,8 @@ impl<T> Primary<T> {
         self.gate.len()
     }
 
-    /// How many of the logged network frames, from the start of this log, survive this replica: the
-    /// backup has them, or there is none any more.
+    /// How many of the network frames that this replica has taken as primary survive it: the backup
+    /// has them, or there is none to have them.
     pub fn net_received_safe(&self) -> u64 {
         self.net_received - self.net_unacked.len() as u64
     }

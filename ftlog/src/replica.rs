@@ -13,6 +13,33 @@
 //! The driver keeps the machine behind a mutex. After each call that can cause something it takes
 //! the effects **while it still holds the lock** and puts them, in order, on the queues of those
 //! that carry them out: the order of the bytes on the channel is that of the calls.
+//!
+//! The vCPU thread of a primary, for each stretch of execution:
+//!
+//! 1. [`Primary::stall`]: if it must not run, wait until something was received or answered.
+//! 2. What has come from outside (frames, completions, input, a timer that is due): first
+//!    [`Primary::append`] the event at the present position, then do it to the guest.
+//! 3. Run. What the guest puts out goes to [`Primary::output`]; the driver keeps no copy, the
+//!    output comes back as [`Effect::Release`].
+//! 4. [`Primary::progress_due`]: append an [`crate::Entry::Progress`] at the present position.
+//! 5. [`Replica::tick`] and the effects. Nobody else flushes what this thread has appended before
+//!    the next deadline.
+//!
+//! Of a backup: [`Backup::next_entry`]; run to exactly its position, giving each output on the way
+//! to [`Backup::output`]; there [`Backup::arrived`], apply the entry ([`Backup::hashed`] for a
+//! state hash), [`Backup::applied`], [`Replica::settle`]. Without a next entry wait, and look again
+//! at the role: the backup may have become a primary.
+//!
+//! The I/O thread feeds [`Replica::received`], [`Replica::closed`], [`Replica::register_answered`],
+//! [`Replica::fenced`], and calls [`Replica::tick`] at [`Replica::deadline_ns`]. After each it
+//! wakes the vCPU thread if that waits.
+//!
+//! Three rules for the disk, which the simulator has taught:
+//!
+//! - A request is in flight once. Send it again only when the connection on which it was sent is
+//!   known to be dead (another view, another run of the server), never on a mere timeout.
+//! - Take completions only from the present connection.
+//! - A refusal because the view is over is neither success nor failure of the request.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -401,6 +401,39 @@ fn nothing_comes_from_a_halted_primary() {
 }
 
 #[test]
+fn network_frames_are_safe_when_the_backup_has_them_or_is_gone() {
+    let mut pair = Pair::new();
+    let frame = |pair: &mut Pair| {
+        let event = Event::NetReceive(bytes::Bytes::from_static(b"frame"));
+        let entry = Entry::Event {
+            at: at(1),
+            clock_ns: 1,
+            event,
+        };
+        pair.a.primary().unwrap().append(pair.now, &entry).unwrap();
+    };
+    let safe = |pair: &mut Pair| pair.a.primary().unwrap().net_received_safe();
+    frame(&mut pair);
+    assert_eq!(safe(&mut pair), 0);
+    pair.pass(2);
+    assert_eq!(safe(&mut pair), 1);
+    pair.cut = true;
+    frame(&mut pair);
+    pair.a.closed(pair.now);
+    frame(&mut pair);
+    assert_eq!(safe(&mut pair), 1);
+    let alone = View {
+        number: 2,
+        primary: A,
+        backup: None,
+    };
+    pair.a.register_answered(pair.now, ClaimAnswer::Won(alone));
+    assert_eq!(safe(&mut pair), 3);
+    frame(&mut pair);
+    assert_eq!(safe(&mut pair), 4);
+}
+
+#[test]
 fn a_backup_without_a_handshake_never_claims() {
     let mut pair = Pair::unconnected(header());
     pair.b.connected(0);

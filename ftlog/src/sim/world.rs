@@ -376,7 +376,10 @@ impl World {
     fn conclude(&mut self, all_served: bool) -> Result<(), String> {
         self.report.acknowledged = self.clients.acknowledged();
         self.clients.check_disk(&self.server.blocks)?;
-        for node in self.nodes.iter().filter(|node| node.is_live()) {
+        // One that does not know yet that the other has won may lack what happened since.
+        let primary = self.server.stored.view.primary;
+        let live = |node: &&Node| node.is_live() && node.id == primary;
+        for node in self.nodes.iter().filter(live) {
             self.clients.check_history(&node.guest.history)?;
         }
         if all_served {
@@ -392,11 +395,29 @@ impl World {
                 node.id
             ));
         }
-        if self.nodes.iter().all(|node| !node.crashed) {
-            return Err("both replicas halted and none had crashed".into());
-        }
+        self.check_death()?;
         self.report.dead = 1;
         Ok(())
+    }
+
+    /// Nobody is left to serve. That must have a reason: the one that has crashed had won before, or
+    /// it crashed before the other had a machine to go on with.
+    fn check_death(&self) -> Result<(), String> {
+        let Some(crashed) = self.nodes.iter().find(|node| node.crashed) else {
+            return Err("both replicas halted and none had crashed".into());
+        };
+        let won = self.server.stored.claimed && self.server.stored.view.primary == crashed.id;
+        let alone = self
+            .nodes
+            .iter()
+            .any(|node| node.replica.phase() == Phase::Waiting);
+        if won || alone {
+            return Ok(());
+        }
+        Err(format!(
+            "replica {} crashed and the other halted all the same",
+            crashed.id
+        ))
     }
 
     fn heal(&mut self) {
