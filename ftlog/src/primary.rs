@@ -4,14 +4,16 @@
 //! [`Primary::progress_due`]; they only move bytes in memory. The log is flushed at once when an
 //! output waits for it, otherwise when the batch is full or old enough.
 
+mod channel;
+mod claiming;
+
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use thiserror::Error;
 
-use crate::claim::{Claim, ClaimAnswer, ClaimOutcome, ClaimRequest};
+use crate::claim::Claim;
 use crate::codec::{
-    Ack, Bye, Decoder, EncodeError, Header, Hello, KindBytes, LogEncoder, Message, encode,
+    Ack, Bye, Decoder, EncodeError, Header, KindBytes, LogEncoder, Message, encode,
 };
 use crate::config::Config;
 use crate::detector::{Detector, Suspicion};
@@ -289,180 +291,7 @@ impl<T> Primary<T> {
         }
     }
 
-    // For the driver's I/O.
-
-    pub fn connected(&mut self, now: u64) {
-        if self.phase != Phase::Starting {
-            return;
-        }
-        self.connected = true;
-        self.decoder = Decoder::for_acks();
-        let hello = Hello {
-            replica: self.id,
-            header: self.header.clone(),
-        };
-        self.send(now, encode(&Message::Hello(Box::new(hello))));
-    }
-
-    pub fn closed(&mut self, now: u64) {
-        match self.phase {
-            Phase::Starting => self.connected = false,
-            Phase::Protected => self.suspect(now, Suspicion::Closed),
-            _ => {}
-        }
-    }
-
-    /// The disk server refused a request because the view of its connection, which is this
-    /// machine's present one, is over.
-    pub fn fenced(&mut self, now: u64) {
-        match self.phase {
-            Phase::Starting | Phase::Protected => self.suspect(now, Suspicion::Fenced),
-            Phase::Alone => {
-                let reason = "somebody has ended this replica's view".into();
-                self.halt(HaltReason::Refused {
-                    suspected: Suspicion::Fenced,
-                    reason,
-                });
-            }
-            _ => {}
-        }
-    }
-
-    pub fn received(&mut self, now: u64, bytes: &[u8]) {
-        if !self.is_listening() {
-            return;
-        }
-        // A replica that was itself stopped for too long must not act on what piled up meanwhile:
-        // another may be live. So silence is judged before the bytes that end it are looked at.
-        if let Some(suspicion) = self.silence(now) {
-            return self.suspect(now, suspicion);
-        }
-        self.decoder.feed(bytes);
-        while self.is_listening() {
-            match self.decoder.next() {
-                Ok(Some(message)) => self.message(now, message),
-                Ok(None) => return,
-                Err(error) => return self.suspect(now, error.into()),
-            }
-        }
-    }
-
-    fn is_listening(&self) -> bool {
-        self.phase == Phase::Protected || self.phase == Phase::Starting && self.connected
-    }
-
-    fn silence(&self, now: u64) -> Option<Suspicion> {
-        let suspicion = self.detector.check(now)?;
-        Some(if self.phase == Phase::Starting {
-            Suspicion::NeverCame
-        } else {
-            suspicion
-        })
-    }
-
-    fn message(&mut self, now: u64, message: Message) {
-        match (self.phase, message) {
-            (Phase::Starting, Message::Welcome(hello)) => self.welcomed(now, &hello),
-            (Phase::Starting, Message::Refuse { reason }) => {
-                self.halt(HaltReason::TurnedAway(reason));
-            }
-            (Phase::Protected, Message::Refuse { reason }) => {
-                self.suspect(now, Suspicion::Left(reason));
-            }
-            (Phase::Protected, Message::Ack(ack)) => self.acknowledged(now, ack),
-            (_, message) => {
-                let what = format!("a message that does not belong here: {message:?}");
-                self.suspect(now, Suspicion::Nonsense(what));
-            }
-        }
-    }
-
-    fn welcomed(&mut self, now: u64, hello: &Hello) {
-        if let Err(mismatch) = self.header.check_compatible(&hello.header) {
-            let reason = mismatch.to_string();
-            self.send(now, encode(&Message::Refuse { reason }));
-            return self.halt(HaltReason::Mismatch(mismatch));
-        }
-        if Some(hello.replica) != self.view.backup {
-            let reason = format!(
-                "replica {} is not the backup of {}",
-                hello.replica, self.view
-            );
-            self.send(
-                now,
-                encode(&Message::Refuse {
-                    reason: reason.clone(),
-                }),
-            );
-            return self.suspect(now, Suspicion::Nonsense(reason));
-        }
-        self.phase = Phase::Protected;
-        self.detector = Detector::new(self.config.suspect_after_ns, now);
-        self.start();
-    }
-
-    fn acknowledged(&mut self, now: u64, ack: Ack) {
-        let last = self.last_ack;
-        if ack.received > self.sent_seq
-            || ack.received < last.received
-            || ack.executed < last.executed
-        {
-            let sent = self.sent_seq;
-            let what = format!("{ack:?} after {last:?}, with {sent} entries sent");
-            return self.suspect(now, Suspicion::Nonsense(what));
-        }
-        self.last_ack = ack;
-        self.detector.heard(now);
-        self.pace.executed(ack.executed);
-        while let Some(&(seq, bytes)) = self.unacked.front()
-            && seq <= ack.received
-        {
-            self.unacked.pop_front();
-            self.unacked_bytes -= bytes;
-        }
-        while self
-            .net_unacked
-            .front()
-            .is_some_and(|seq| *seq < ack.received)
-        {
-            self.net_unacked.pop_front();
-        }
-        self.gate.acknowledged(ack.received, ack.executed);
-        self.release(now);
-    }
-
-    pub fn register_answered(&mut self, now: u64, answer: ClaimAnswer) {
-        if self.phase != Phase::Claiming {
-            return;
-        }
-        let (Some(claim), Some(suspected)) = (&self.claim, self.suspected.clone()) else {
-            unreachable!("a claiming replica has a claim and its reason");
-        };
-        match claim.answered(answer) {
-            None => {}
-            Some(ClaimOutcome::Lost(view)) => self.halt(HaltReason::Lost {
-                suspected,
-                now: view,
-            }),
-            Some(ClaimOutcome::Refused(reason)) => {
-                self.halt(HaltReason::Refused { suspected, reason });
-            }
-            Some(ClaimOutcome::Won(view)) => {
-                self.phase = Phase::Alone;
-                self.view = view;
-                self.unacked.clear();
-                self.unacked_bytes = 0;
-                self.net_unacked.clear();
-                self.effects.push(Effect::Claimed(view));
-                self.effects.push(Effect::Live(view));
-                if !self.started {
-                    self.start();
-                }
-                self.gate.open();
-                self.release(now);
-            }
-        }
-    }
+    // For the driver's I/O; more in `channel` and `claiming`.
 
     pub fn tick(&mut self, now: u64) {
         match self.phase {
@@ -608,57 +437,6 @@ impl<T> Primary<T> {
         self.phase = Phase::Halted;
         self.gate.discard();
         self.effects.finish(HaltReason::PoweredOff);
-    }
-
-    fn keep_alive(&mut self, now: u64) {
-        let waited = self.unsent_since_ns.map(|since| now.saturating_sub(since));
-        if waited.is_some_and(|waited| waited >= self.config.flush_after_ns) {
-            self.flush(now);
-        }
-        if now.saturating_sub(self.last_sent_ns) >= self.config.heartbeat_ns {
-            let (next_seq, released) = (self.sent_seq, self.released);
-            let heartbeat = encode(&Message::Heartbeat { next_seq, released });
-            self.encoder.count_overhead(heartbeat.len());
-            self.send(now, heartbeat);
-        }
-    }
-
-    fn flush(&mut self, now: u64) {
-        let frames: Vec<Bytes> = self.encoder.take_frames().collect();
-        self.flush_now = false;
-        self.unsent_since_ns = None;
-        self.sent_seq = self.encoder.next_seq();
-        for frame in frames {
-            self.unacked.push_back((self.sent_seq, frame.len()));
-            self.unacked_bytes += frame.len();
-            self.send(now, frame);
-        }
-    }
-
-    fn send(&mut self, now: u64, bytes: Bytes) {
-        self.last_sent_ns = self.last_sent_ns.max(now);
-        self.effects.push(Effect::Send(bytes));
-    }
-
-    fn suspect(&mut self, now: u64, suspicion: Suspicion) {
-        assert!(matches!(self.phase, Phase::Starting | Phase::Protected));
-        self.phase = Phase::Claiming;
-        self.suspected = Some(suspicion.clone());
-        self.sent_seq = self.encoder.next_seq();
-        self.effects.push(Effect::Suspected(suspicion));
-        self.effects.push(Effect::CloseChannel);
-        let request = ClaimRequest {
-            from_view: self.view.number,
-            claimant: self.id,
-        };
-        self.claim = Some(Claim::new(request, self.config.claim_retry_ns, now));
-        self.ask(now);
-    }
-
-    fn ask(&mut self, now: u64) {
-        if let Some(request) = self.claim.as_mut().and_then(|claim| claim.poll(now)) {
-            self.effects.push(Effect::Claim(request));
-        }
     }
 
     fn halt(&mut self, reason: HaltReason) {
