@@ -100,6 +100,7 @@ impl Default for Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     pub seed: u64,
+    pub mutation: Mutation,
     /// Simulated nanoseconds.
     pub at_ns: u64,
     pub what: String,
@@ -110,11 +111,15 @@ impl fmt::Display for Violation {
         write!(
             f,
             "seed {}, at {:.3} ms: {}\nrepeat: cargo run --release -p ftlog --example simulate -- \
-             --start {} --seeds 1 --trace",
+             --start {} --seeds 1 --trace{}",
             self.seed,
             self.at_ns as f64 / 1e6,
             self.what,
-            self.seed
+            self.seed,
+            match self.mutation {
+                Mutation::None => String::new(),
+                mutation => format!(" --mutation {mutation:?}"),
+            }
         )
     }
 }

@@ -347,6 +347,7 @@ impl World {
             Ok(()) => Ok(self.report),
             Err(what) => Err(Violation {
                 seed: self.seed,
+                mutation: self.options.mutation,
                 at_ns: self.now,
                 what,
             }),
