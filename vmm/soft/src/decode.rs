@@ -209,6 +209,8 @@ pub fn register(r: Register) -> u8 {
         Register::AH | Register::CH | Register::DH | Register::BH => {
             (r as u32 - Register::AH as u32) as u8 | 0x20
         }
+        // iced numbers byte registers by its own order.
+        _ if r.is_gpr8() => r.full_register().number() as u8,
         _ => r.number() as u8,
     }
 }
