@@ -95,6 +95,12 @@ impl GuestImage {
     }
 }
 
+/// Copies a disk image, sparse and by reflink where the file system can. An existing file is
+/// replaced.
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), BuildError> {
+    sparse::copy(from, to)
+}
+
 /// Builds the guest that `options` describe, or finds it in the cache.
 ///
 /// Only a build whose packages are not in the cache uses the network, through

@@ -1,1 +1,306 @@
-fn main() {}
+//! `ft-ctl`: starts, watches and ends fault-tolerant machines.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use ft_ctl::rundir::RunDir;
+use ft_ctl::up::Up;
+use ft_ctl::{console, down, status, up};
+use nix::sys::signal::Signal;
+use vmm::config::ConfigFlags;
+use wire::control::{ControlClient, Request, Response, Role};
+use wire::register::{RegisterClient, ReplicaId, VmId};
+
+/// How long a replica may take to answer a short request.
+const CONTROL: Duration = Duration::from_secs(5);
+/// How long it may take to save or hash a large memory.
+const CONTROL_LONG: Duration = Duration::from_secs(180);
+
+#[derive(Parser)]
+#[command(
+    name = "ft-ctl",
+    version,
+    about = "Starts, watches and ends fault-tolerant machines"
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args)]
+struct Which {
+    /// The machine; default: the only one that is up
+    #[arg(long = "machine", short = 'm', value_name = "NAME")]
+    name: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Victim {
+    Primary,
+    Backup,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Starts a machine with its servers on this host, and waits until it runs
+    Up {
+        /// Its configuration (TOML); without one: the Debian guest with Redis and nginx
+        file: Option<PathBuf>,
+        /// Go on from a state that `save` made
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+        #[command(flatten)]
+        flags: ConfigFlags,
+    },
+    /// Cuts the guest's power and ends everything that `up` started
+    Down {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Says whether the machine is protected, and how it is
+    Status {
+        #[command(flatten)]
+        which: Which,
+        #[arg(long)]
+        json: bool,
+    },
+    /// The guest's serial console; Ctrl-] leaves
+    Console {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Kills a replica with SIGKILL, as if its host had failed
+    Kill {
+        replica: Victim,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Saves the machine to FILE, and its disk to FILE.disk; it goes on afterwards
+    Save {
+        file: PathBuf,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Hashes the machine's state where it is now, and has the backup compare
+    Hash {
+        /// Of all of memory too
+        #[arg(long)]
+        memory: bool,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Presses the guest's reset button
+    Reset {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// The view register, for machines that are not started by `up`
+    View {
+        #[command(subcommand)]
+        command: ViewCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum ViewCommand {
+    /// Shows a machine's view
+    Get {
+        #[arg(long, value_name = "HOST:PORT")]
+        register: String,
+        vm: VmId,
+    },
+    /// Creates a machine's view, before its replicas are started
+    Create {
+        #[arg(long, value_name = "HOST:PORT")]
+        register: String,
+        vm: VmId,
+        /// Number of the replica that begins as primary
+        #[arg(long)]
+        primary: ReplicaId,
+        /// Number of the replica that begins as backup
+        #[arg(long)]
+        backup: Option<ReplicaId>,
+        /// Export names of its disks
+        #[arg(long = "disk")]
+        disks: Vec<String>,
+        /// Even if the machine has a view: its replicas are fenced then
+        #[arg(long)]
+        reset: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ft-ctl: {}", vmm::errors::chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Up { file, from, flags } => {
+            let config = flags.resolve(file.as_deref())?;
+            start(Up {
+                config,
+                from,
+                quiet: false,
+            })
+        }
+        Command::Down { which } => {
+            let (dir, running) = RunDir::find(which.name.as_deref())?;
+            down::down(&dir, &running)?;
+            println!("{}: down", running.name);
+            Ok(())
+        }
+        Command::Status { which, json } => show_status(which.name.as_deref(), json),
+        Command::Console { which } => console::attach(&role(&which, Role::Primary)?.control),
+        Command::Kill { replica, which } => kill(replica, &which),
+        Command::Save { file, which } => save(&file, &which),
+        Command::Hash { memory, which } => hash(memory, &which),
+        Command::Reset { which } => {
+            let live = role(&which, Role::Primary)?;
+            ControlClient::connect(&live.control, CONTROL)?.call(&Request::Reset)?;
+            Ok(())
+        }
+        Command::View { command } => view(command),
+    }
+}
+
+fn start(request: Up) -> Result<()> {
+    let machine = up::up(request)?;
+    println!(
+        "{}: up, in {}",
+        machine.running.name,
+        machine.dir.path().display()
+    );
+    for forward in &machine.running.forwards {
+        println!("  guest port {:5} is {}", forward.guest_port, forward.host);
+    }
+    println!("  ft-ctl status | watch | console | kill primary | down");
+    Ok(())
+}
+
+fn role(which: &Which, role: Role) -> Result<ft_ctl::rundir::ReplicaProcess> {
+    let (_, running) = RunDir::find(which.name.as_deref())?;
+    status::with_role(&running, role)
+        .with_context(|| format!("the machine {} has no {role} now", running.name))
+}
+
+fn show_status(name: Option<&str>, json: bool) -> Result<()> {
+    let (_, running) = RunDir::find(name)?;
+    let seen = status::status(&running);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&seen)?);
+        return Ok(());
+    }
+    println!("{}: {}", seen.name, seen.state);
+    if let Some(view) = &seen.view {
+        println!("  {view}");
+    }
+    println!(
+        "  vLockstep interval {:.1} ms, log bandwidth {:.2} Mbit/s",
+        seen.lag_ms, seen.log_mbit_per_s
+    );
+    for replica in &seen.replicas {
+        println!(
+            "  replica {} {:8} pid {:7} {:5} at {} {}",
+            replica.replica,
+            replica.role.to_string(),
+            replica.pid,
+            replica.engine,
+            replica.position.count,
+            replica.state,
+        );
+        if let Some(details) = replica.details.as_ref().filter(|_| replica.is_live()) {
+            println!(
+                "    output hold p50 {:.2} ms, p99 {:.2} ms; {} held; speed {:.0} %; {:.0} MIPS",
+                details.output_hold_ms.p50,
+                details.output_hold_ms.p99,
+                details.outputs_held,
+                details.speed * 100.0,
+                details.instructions_per_s / 1e6,
+            );
+        }
+    }
+    for (guest, host) in &seen.forwards {
+        println!("  guest port {guest:5} is {host}");
+    }
+    Ok(())
+}
+
+fn kill(victim: Victim, which: &Which) -> Result<()> {
+    let wanted = match victim {
+        Victim::Primary => Role::Primary,
+        Victim::Backup => Role::Backup,
+    };
+    let replica = role(which, wanted)?;
+    replica
+        .process
+        .signal(Signal::SIGKILL)
+        .context("it could not be killed")?;
+    println!(
+        "killed replica {} ({wanted}, pid {})",
+        replica.id, replica.process.pid
+    );
+    Ok(())
+}
+
+fn save(file: &std::path::Path, which: &Which) -> Result<()> {
+    let live = role(which, Role::Primary)?;
+    let path = std::path::absolute(file)?;
+    let Some(path) = path.to_str() else {
+        bail!("the file's name is not UTF-8")
+    };
+    let request = Request::Save {
+        path: path.to_owned(),
+    };
+    match ControlClient::connect(&live.control, CONTROL_LONG)?.call(&request)? {
+        Response::Saved { path, bytes } => println!("saved {path} ({bytes} bytes) and {path}.disk"),
+        other => bail!("unexpected answer: {other:?}"),
+    }
+    Ok(())
+}
+
+fn hash(memory: bool, which: &Which) -> Result<()> {
+    let live = role(which, Role::Primary)?;
+    match ControlClient::connect(&live.control, CONTROL_LONG)?.call(&Request::Hash { memory })? {
+        Response::Hash {
+            position,
+            registers,
+            memory,
+            devices,
+        } => {
+            println!("at {} rip {}", position.count, position.rip);
+            println!("registers {registers:016x}\ndevices   {devices:016x}");
+            if let Some(memory) = memory {
+                println!("memory    {memory:016x}");
+            }
+        }
+        other => bail!("unexpected answer: {other:?}"),
+    }
+    Ok(())
+}
+
+fn view(command: ViewCommand) -> Result<()> {
+    let record = match command {
+        ViewCommand::Get { register, vm } => RegisterClient::new(register, CONTROL)
+            .get(vm)?
+            .with_context(|| format!("the register has no machine {vm}"))?,
+        ViewCommand::Create {
+            register,
+            vm,
+            primary,
+            backup,
+            disks,
+            reset,
+        } => RegisterClient::new(register, CONTROL).create(vm, primary, backup, &disks, reset)?,
+    };
+    println!("{}", serde_json::to_string_pretty(&record)?);
+    Ok(())
+}

@@ -112,6 +112,7 @@ impl Recorder {
             self.take_arrivals()?;
             self.keep_time()?;
             self.compare()?;
+            self.protocol.tick();
         }
         Ok(self.machine.off())
     }

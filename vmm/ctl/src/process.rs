@@ -1,0 +1,225 @@
+//! Starting programs of Lockstep and ending them, by process id.
+//!
+//! A process is known by its id and its start time, so that an id that the system has given to
+//! somebody else meanwhile is never signalled.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+/// How often a process that is ending is looked at.
+const POLL: Duration = Duration::from_millis(5);
+/// The end of a log file that is shown when a program fails.
+const LOG_TAIL: usize = 2000;
+
+/// Why a program did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(
+        "{program} was not found beside this program ({dir}); build all of Lockstep \
+             (cargo build --release)"
+    )]
+    Missing { program: String, dir: PathBuf },
+    #[error("{program} could not be started")]
+    Spawn {
+        program: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{program} ended before it was ready; it said:\n{said}")]
+    Ended { program: String, said: String },
+    #[error("{program} said something that is not understood when it was ready: {line:?}")]
+    Ready { program: String, line: String },
+    #[error("its log file {path} cannot be made")]
+    Log {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A process that was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: i32,
+    /// Clock ticks since the host's boot (proc(5), stat field 22).
+    start_ticks: u64,
+}
+
+impl Process {
+    fn of(pid: i32) -> Option<Self> {
+        Some(Self {
+            pid,
+            start_ticks: start_ticks(pid)?,
+        })
+    }
+
+    /// Whether it runs still; a zombie does not.
+    pub fn is_alive(&self) -> bool {
+        start_ticks(self.pid) == Some(self.start_ticks)
+    }
+
+    /// Sends a signal, if it is still the same process.
+    pub fn signal(&self, signal: Signal) -> Result<(), Errno> {
+        if self.is_alive() {
+            kill(Pid::from_raw(self.pid), signal)
+        } else {
+            Err(Errno::ESRCH)
+        }
+    }
+
+    /// Waits until it has ended; `false` if it has not in that time.
+    pub fn wait_end(&self, timeout: Duration) -> bool {
+        let begun = Instant::now();
+        while self.is_alive() {
+            if begun.elapsed() >= timeout {
+                return false;
+            }
+            std::thread::sleep(POLL);
+        }
+        true
+    }
+
+    /// Asks it to end, and makes it if it does not.
+    pub fn end(&self, timeout: Duration) {
+        // An error means that it has ended already.
+        let _ = self.signal(Signal::SIGTERM);
+        let _ = self.signal(Signal::SIGCONT);
+        if !self.wait_end(timeout) {
+            let _ = self.signal(Signal::SIGKILL);
+            self.wait_end(timeout);
+        }
+    }
+}
+
+/// Start time of a process that is not a zombie.
+fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may have spaces.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// A program of Lockstep: it lies beside this one.
+pub fn program(name: &str) -> Result<PathBuf, StartError> {
+    let own = std::env::current_exe().unwrap_or_default();
+    let dir = own.parent().unwrap_or(Path::new("")).to_owned();
+    // Tests and examples lie one folder deeper.
+    let dirs = [
+        dir.clone(),
+        dir.parent().unwrap_or(Path::new("")).to_owned(),
+    ];
+    dirs.iter()
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+        .ok_or_else(|| StartError::Missing {
+            program: name.to_owned(),
+            dir,
+        })
+}
+
+/// Starts a program in the background, its log going to `log`, and waits for the line of JSON that
+/// it prints when it is ready.
+pub fn start<T: serde::de::DeserializeOwned>(
+    name: &str,
+    args: &[OsString],
+    log: &Path,
+) -> Result<(Process, T), StartError> {
+    let path = program(name)?;
+    let failed = |source| StartError::Log {
+        path: log.to_owned(),
+        source,
+    };
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .map_err(failed)?;
+    let mut child = Command::new(path)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(file)
+        // Ctrl-C in the terminal is for whoever waits there, not for the machine.
+        .process_group(0)
+        .spawn()
+        .map_err(|source| StartError::Spawn {
+            program: name.to_owned(),
+            source,
+        })?;
+    let line = first_line(&mut child);
+    let process = i32::try_from(child.id()).ok().and_then(Process::of);
+    reap(child);
+    let (Some(process), Some(line)) = (process, line) else {
+        return Err(StartError::Ended {
+            program: name.to_owned(),
+            said: tail(log),
+        });
+    };
+    match serde_json::from_str(&line) {
+        Ok(ready) => Ok((process, ready)),
+        Err(_) => {
+            process.end(Duration::from_secs(1));
+            Err(StartError::Ready {
+                program: name.to_owned(),
+                line,
+            })
+        }
+    }
+}
+
+fn first_line(child: &mut Child) -> Option<String> {
+    let mut line = String::new();
+    let stdout = child.stdout.take()?;
+    let read = BufReader::new(stdout.take(64 << 10))
+        .read_line(&mut line)
+        .ok()?;
+    (read > 0).then(|| line.trim_end().to_owned())
+}
+
+/// A child that ends must not stay a zombie while its parent lives.
+fn reap(mut child: Child) {
+    std::thread::spawn(move || child.wait());
+}
+
+/// The end of a log file.
+pub fn tail(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let from = text.ceil_char_boundary(text.len().saturating_sub(LOG_TAIL));
+    text[from..].trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_its_processes() {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let process = Process::of(child.id() as i32).unwrap();
+        reap(child);
+        assert!(process.is_alive());
+        let stranger = Process {
+            start_ticks: process.start_ticks + 1,
+            ..process
+        };
+        assert!(!stranger.is_alive());
+        assert_eq!(stranger.signal(Signal::SIGKILL), Err(Errno::ESRCH));
+        assert!(process.is_alive());
+        process.end(Duration::from_secs(10));
+        assert!(!process.is_alive());
+    }
+}
