@@ -10,6 +10,7 @@ mod cpu;
 mod elf;
 mod image;
 mod multiboot;
+mod payload;
 mod place;
 mod pvh;
 #[cfg(test)]
@@ -41,7 +42,8 @@ pub enum BootMode {
     /// Linux bzImage, by the 64-bit boot protocol, or the 32-bit one for a 32-bit kernel (Linux,
     /// Documentation/arch/x86/boot.rst).
     Bzimage,
-    /// ELF with a PVH entry note, entered in 32-bit protected mode (Xen, docs/misc/pvh.pandoc).
+    /// ELF with a PVH entry note, entered in 32-bit protected mode (Xen, docs/misc/pvh.pandoc). Of a
+    /// bzImage, the ELF that is packed in it.
     Pvh,
     /// ELF or flat kernel with a Multiboot header (Multiboot specification 0.6.96).
     Multiboot,

@@ -6,7 +6,7 @@ use engine::CpuState;
 use super::elf::{self, Elf};
 use super::image::Image;
 use super::place::Placer;
-use super::{BootError, BootMode, BootSpec, cmdline_bytes, cpu, write};
+use super::{BootError, BootMode, BootSpec, bzimage, cmdline_bytes, cpu, payload, write};
 use crate::memory::{FRAME, GuestRam};
 
 /// XEN_ELFNOTE_PHYS32_ENTRY (Xen, public/elfnote.h).
@@ -19,7 +19,11 @@ const MEMORY_LEN: u64 = 24;
 const CMDLINE_MAX: usize = 2047;
 
 pub(super) fn load(ram: &GuestRam, spec: &BootSpec) -> Result<CpuState, BootError> {
-    let image = Image::new(&spec.kernel);
+    let file = Image::new(&spec.kernel);
+    let payload = bzimage::recognises(file)
+        .then(|| payload::extract(file))
+        .transpose()?;
+    let image = payload.as_deref().map_or(file, Image::new);
     if !elf::recognises(image) {
         return Err(BootError::WrongMode {
             mode: BootMode::Pvh,

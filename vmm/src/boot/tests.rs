@@ -4,7 +4,7 @@ mod images;
 mod layout;
 
 use super::*;
-use images::{FlatAddresses, bzimage, elf, flat_multiboot, multiboot_elf, pvh_elf};
+use images::{FlatAddresses, bzimage, elf, flat_multiboot, multiboot_elf, packed, pvh_elf};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -102,6 +102,29 @@ fn truncated_images_are_errors_at_every_length() {
             assert!(load(&ram, &spec).is_err() || unseen, "{mode} cut to {len}");
         }
     }
+}
+
+#[test]
+fn a_packed_kernel_boots_by_pvh_like_the_unpacked_one() {
+    let mut packed = spec(packed(&pvh_elf(64)));
+    assert_eq!(packed.detect().unwrap(), BootMode::Bzimage);
+    packed.mode = BootMode::Pvh;
+    let (a, b) = (ram(), ram());
+    let unpacked = load(&b, &spec(pvh_elf(64))).unwrap();
+    assert_eq!(load(&a, &packed).unwrap(), unpacked);
+    assert_eq!(a.hash(), b.hash());
+    for len in 0..packed.kernel.len() {
+        let mut cut = packed.clone();
+        cut.kernel.truncate(len);
+        assert!(load(&a, &cut).is_err(), "cut to {len}");
+    }
+    // A wrong length, and another compression.
+    let (mut wrong, len) = (packed.clone(), packed.kernel.len());
+    wrong.kernel[len - 4] ^= 1;
+    assert!(matches!(load(&a, &wrong), Err(BootError::Malformed(_))));
+    packed.kernel[1024 + 32] ^= 1;
+    let said = load(&a, &packed).unwrap_err().to_string();
+    assert!(said.contains("LZ4"), "{said}");
 }
 
 #[test]
@@ -241,7 +264,8 @@ proptest! {
         initrd in prop::option::of(prop::collection::vec(any::<u8>(), 0..20)),
         forced in any::<bool>(),
     ) {
-        let images = one_of_each();
+        let mut images = one_of_each();
+        images.push((BootMode::Pvh, packed(&pvh_elf(64))));
         let (mode, mut kernel) = images[which.index(images.len())].clone();
         for (at, bytes, len) in edits {
             let at = at.index(kernel.len());
@@ -264,10 +288,14 @@ proptest! {
         value in prop::sample::select(vec![0u64, 1, 0x7fff_ffff, 0xffff_ffff, 1 << 63, u64::MAX, u64::MAX - 4095]),
         width in prop::sample::select(vec![1usize, 2, 4, 8]),
     ) {
-        let images = one_of_each();
-        let (_, mut kernel) = images[which.index(images.len())].clone();
+        let mut images = one_of_each();
+        images.push((BootMode::Pvh, packed(&pvh_elf(64))));
+        let (mode, mut kernel) = images[which.index(images.len())].clone();
         let at = at.min(kernel.len() - width);
         kernel[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
-        let _ = load(&ram(), &spec(kernel));
+        let mut spec = spec(kernel);
+        let _ = load(&ram(), &spec);
+        spec.mode = mode;
+        let _ = load(&ram(), &spec);
     }
 }

@@ -190,3 +190,25 @@ pub fn flat_multiboot(addresses: FlatAddresses) -> Vec<u8> {
     image.resize(104, 0xf4);
     image
 }
+
+/// A bzImage with an LZ4 legacy frame of two blocks around `kernel`, all of it literals.
+pub fn packed(kernel: &[u8]) -> Vec<u8> {
+    let block = |content: &[u8]| {
+        // A token of 15 literals and more, the rest of their number, the literals.
+        let mut bytes = vec![0xf0];
+        bytes.extend(vec![255; (content.len() - 15) / 255]);
+        bytes.push(((content.len() - 15) % 255) as u8);
+        bytes.extend(content);
+        [&(bytes.len() as u32).to_le_bytes()[..], &bytes].concat()
+    };
+    let (first, second) = kernel.split_at(kernel.len() / 2);
+    let mut payload = 0x184c_2102u32.to_le_bytes().to_vec();
+    payload.extend(block(first));
+    payload.extend(block(second));
+    payload.extend((kernel.len() as u32).to_le_bytes());
+    let code = [&[0xf4; 32][..], &payload].concat();
+    let mut image = bzimage(0x20f, 1, &code);
+    put(&mut image, 0x248, &32u32.to_le_bytes());
+    put(&mut image, 0x24c, &(payload.len() as u32).to_le_bytes());
+    image
+}
