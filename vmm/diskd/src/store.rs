@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::register::rules::State;
+use crate::register::State;
 
 const MAGIC: &str = "lockstep-view-register";
 const VERSION: u32 = 1;
@@ -184,14 +184,28 @@ fn decode(bytes: &[u8]) -> Result<State, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::register::rules;
-    use wire::register::{ReplicaId, VmId};
+    use crate::register::Machine;
+    use ftlog::register::Record;
+    use wire::register::{ReplicaId, View, VmId};
 
     fn some_state() -> State {
-        let mut state = State::default();
-        let (vm, a, b) = (VmId([7; 16]), ReplicaId(1), Some(ReplicaId(2)));
-        rules::create(&mut state, vm, a, b, &["disk0".to_owned()], false).unwrap();
-        state
+        let view = View {
+            number: 3,
+            primary: ReplicaId(1),
+            backup: Some(ReplicaId(2)),
+        };
+        let record = Record {
+            view,
+            claimed: false,
+            on: true,
+        };
+        let machine = Machine {
+            record,
+            disks: vec!["disk0".to_owned()],
+        };
+        State {
+            machines: [(VmId([7; 16]), machine)].into(),
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Who may touch which disk now, and how an old view's requests are brought to an end.
 //!
 //! Every disk request takes a [`Permit`] before it touches the image and gives it back when the
-//! image's system call has returned. Moving a machine to a new view ([`Access::set`]) first
+//! image's system call has returned. Moving a machine to a new view ([`Access::fence`]) first
 //! makes the table refuse older views (also requests that wait in a buffer, since these have no
 //! permit yet), then waits until the older views' permits are back. Only after that does the
 //! register answer a claim.
@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use ftlog::register::Record;
 use wire::nbd::ViewTag;
 use wire::register::{View, VmId};
 
@@ -61,8 +62,7 @@ impl Denied {
 /// Where a machine stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    pub view: View,
-    pub on: bool,
+    pub record: Record,
     pub disks: BTreeSet<String>,
 }
 
@@ -90,7 +90,7 @@ pub struct Access {
 
 impl Table {
     fn owner(&self, disk: &str) -> Option<VmId> {
-        let owns = |standing: &Standing| standing.on && standing.disks.contains(disk);
+        let owns = |standing: &Standing| standing.record.on && standing.disks.contains(disk);
         self.machines
             .iter()
             .find(|(_, standing)| owns(standing))
@@ -120,14 +120,14 @@ impl Table {
             number: current,
             primary,
             backup,
-        } = standing.view;
+        } = standing.record.view;
         if asked < current {
             return Err(Denied::Ended { vm, asked, current });
         }
         if asked > current {
             return Err(Denied::NotBegun { vm, asked, current });
         }
-        if !standing.on {
+        if !standing.record.on {
             return Err(Denied::Off { vm });
         }
         if !standing.disks.contains(disk) {
@@ -177,20 +177,16 @@ impl Table {
         }
     }
 
-    /// Whether a permit is out that `vm`'s present standing would not give.
-    fn stale_permits(&self, vm: VmId, standing: &Standing) -> bool {
-        let first_valid = standing.view.number + u64::from(!standing.on);
+    /// Whether a permit is out of a view of `vm` below `below`, or of a plain connection that
+    /// writes to a disk that `vm` now has to itself.
+    fn stale_permits(&self, vm: VmId, below: u64, standing: &Standing) -> bool {
         let old_views = self
             .replica_permits
-            .range((vm, 0)..(vm, first_valid))
+            .range((vm, 0)..(vm, below))
             .next()
             .is_some();
-        let plain = standing.on
-            && standing
-                .disks
-                .iter()
-                .any(|d| self.plain_writes.contains_key(d));
-        old_views || plain
+        let own = |disk: &String| self.plain_writes.contains_key(disk);
+        old_views || (standing.record.on && standing.disks.iter().any(own))
     }
 }
 
@@ -263,12 +259,12 @@ impl Access {
     }
 
     /// Moves `vm` to `standing`, which the register has on stable storage, and waits until every
-    /// request that it no longer allows has finished.
-    pub fn set(&self, vm: VmId, standing: Standing) {
+    /// request of views below `below` has finished; later ones are refused.
+    pub fn fence(&self, vm: VmId, below: u64, standing: Standing) {
         let mut table = self.lock();
         table.machines.insert(vm, standing.clone());
         self.wake(&table);
-        while table.stale_permits(vm, &standing) {
+        while table.stale_permits(vm, below, &standing) {
             table = self.wait(table);
         }
     }

@@ -1,30 +1,97 @@
-//! The view register's service: rules, then stable storage, then fencing, then the answer.
+//! The view register's service: `ftlog`'s state machine of each virtual machine, with stable
+//! storage, fencing and the machines' disks around it.
 
 pub mod connection;
-pub mod rules;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ftlog::ViewRegister;
+use ftlog::register::{self, Answer, Effect};
+use serde::{Deserialize, Serialize};
 use wire::register::{Record, ReplicaId, Request, Response, VmId};
 
-use crate::access::Access;
-use crate::image::{Image, snapshot};
+use crate::access::{Access, Standing};
+use crate::image::Image;
+use crate::image::snapshot::{self, SnapshotError};
 use crate::store::Store;
-use rules::{Machine, Refusal, State, Verdict};
 
-/// The register.
-pub struct Register {
-    inner: Mutex<Inner>,
-    access: Arc<Access>,
-    images: Vec<Arc<Image>>,
-    snapshots: Vec<PathBuf>,
+/// Machines that one register keeps, at most.
+const MAX_MACHINES: usize = 256;
+/// Disks of one machine, at most.
+const MAX_DISKS: usize = 16;
+
+/// What is on stable storage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    pub machines: BTreeMap<VmId, Machine>,
+}
+
+/// What is kept of one machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    pub record: register::Record,
+    pub disks: Vec<String>,
+}
+
+impl Machine {
+    fn standing(&self) -> Standing {
+        Standing {
+            record: self.record,
+            disks: self.disks.iter().cloned().collect(),
+        }
+    }
+
+    fn on_the_wire(&self, vm: VmId) -> Record {
+        Record {
+            vm,
+            view: self.record.view,
+            disks: self.disks.clone(),
+            on: self.record.on,
+        }
+    }
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The state machine's own words.
+    #[error("{0}")]
+    Rule(String),
+    #[error("the disk {disk:?} belongs to machine {vm}, which is on")]
+    DiskInUse { disk: String, vm: VmId },
+    #[error("this server has no disk {disk:?}")]
+    NoSuchDisk { disk: String },
+    #[error("a machine has {MAX_DISKS} disks at most, and {0} were named")]
+    TooManyDisks(usize),
+    #[error("the disk {0:?} was named twice")]
+    DiskTwice(String),
+    #[error("this register keeps {MAX_MACHINES} machines, which is the most it takes")]
+    Full,
+    #[error("the disk {disk:?} is being copied already")]
+    Busy { disk: String },
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("the register's server answers this itself")]
+    NotHere,
 }
 
 struct Inner {
     /// What is on stable storage.
     state: State,
     store: Store,
+}
+
+/// The register.
+pub struct Register {
+    /// One lock for all machines: a claim asked again waits for the first one's fencing.
+    inner: Mutex<Inner>,
+    access: Arc<Access>,
+    images: Vec<Arc<Image>>,
+    snapshots: Vec<PathBuf>,
 }
 
 impl Register {
@@ -37,7 +104,7 @@ impl Register {
         snapshots: Vec<PathBuf>,
     ) -> Register {
         for (vm, machine) in &state.machines {
-            access.set(*vm, machine.standing());
+            access.fence(*vm, machine.record.view.number, machine.standing());
         }
         let inner = Mutex::new(Inner { state, store });
         Register {
@@ -60,14 +127,14 @@ impl Register {
             .state
             .machines
             .iter()
-            .map(|(vm, machine)| machine.record(*vm))
+            .map(|(vm, machine)| machine.on_the_wire(*vm))
             .collect()
     }
 
     /// Carries out one request, except `info`, which needs the server's figures.
     pub fn answer(&self, request: &Request) -> Response {
         let answered = match request {
-            Request::Get { vm } => Ok(self.record(*vm)),
+            Request::Get { vm } => self.ask(*vm, register::Request::Get, None),
             Request::Create {
                 vm,
                 primary,
@@ -79,10 +146,20 @@ impl Register {
                 vm,
                 from_view,
                 claimant,
-            } => self.claim(*vm, *from_view, *claimant),
-            Request::Off { vm, view } => self
-                .change(*vm, |state| rules::off(state, *vm, *view))
-                .map(|()| self.record(*vm)),
+            } => {
+                let (from_view, claimant) = (*from_view, *claimant);
+                self.ask(
+                    *vm,
+                    register::Request::Claim {
+                        from_view,
+                        claimant,
+                    },
+                    None,
+                )
+            }
+            Request::Off { vm, view } => {
+                self.ask(*vm, register::Request::Off { view: *view }, None)
+            }
             Request::Snapshot { export, path } => self.snapshot(export, path),
             Request::Info => Err(Refusal::NotHere),
         };
@@ -91,46 +168,11 @@ impl Register {
         })
     }
 
-    fn record(&self, vm: VmId) -> Response {
-        let record = self
-            .lock()
-            .state
-            .machines
-            .get(&vm)
-            .map(|machine| machine.record(vm));
-        Response::Record { record }
-    }
-
     fn image(&self, disk: &str) -> Result<&Arc<Image>, Refusal> {
         let found = self.images.iter().find(|image| image.name() == disk);
         found.ok_or_else(|| Refusal::NoSuchDisk {
             disk: disk.to_owned(),
         })
-    }
-
-    /// Applies `rule` to a copy of the state; a change is saved before it becomes the state, and
-    /// the requests that it ends have ended before this returns.
-    fn change<T>(
-        &self,
-        vm: VmId,
-        rule: impl FnOnce(&mut State) -> Result<T, Refusal>,
-    ) -> Result<T, Refusal> {
-        let mut inner = self.lock();
-        let mut next = inner.state.clone();
-        let result = rule(&mut next)?;
-        if next == inner.state {
-            return Ok(result);
-        }
-        inner.store.save(&next).map_err(|error| {
-            tracing::error!(%error, "the view register cannot keep its state");
-            Refusal::Storage(error)
-        })?;
-        inner.state = next;
-        // Under the lock: a claim asked again is answered only after the first one's fencing.
-        if let Some(standing) = inner.state.machines.get(&vm).map(Machine::standing) {
-            self.access.set(vm, standing);
-        }
-        Ok(result)
     }
 
     fn create(
@@ -141,21 +183,80 @@ impl Register {
         disks: &[String],
         reset: bool,
     ) -> Result<Response, Refusal> {
-        for disk in disks {
-            self.image(disk)?;
+        if disks.len() > MAX_DISKS {
+            return Err(Refusal::TooManyDisks(disks.len()));
         }
-        self.change(vm, |state| {
-            rules::create(state, vm, primary, backup, disks, reset)
-        })?;
-        Ok(self.record(vm))
+        for (at, disk) in disks.iter().enumerate() {
+            self.image(disk)?;
+            if disks[..at].contains(disk) {
+                return Err(Refusal::DiskTwice(disk.clone()));
+            }
+        }
+        self.ask(
+            vm,
+            register::Request::Start {
+                primary,
+                backup,
+                reset,
+            },
+            Some(disks),
+        )
     }
 
-    fn claim(&self, vm: VmId, from_view: u64, claimant: ReplicaId) -> Result<Response, Refusal> {
-        let verdict = self.change(vm, |state| rules::claim(state, vm, from_view, claimant))?;
-        tracing::info!(%vm, %claimant, from_view, ?verdict, "claim");
-        Ok(match verdict {
-            Verdict::Won(view) => Response::Won { view },
-            Verdict::Lost(view) => Response::Lost { view },
+    /// Puts a request to the machine's state machine and does what that asks for. `disks`: what
+    /// the machine has from now on, if the request changes anything.
+    fn ask(
+        &self,
+        vm: VmId,
+        request: register::Request,
+        disks: Option<&[String]>,
+    ) -> Result<Response, Refusal> {
+        let mut inner = self.lock();
+        if let Some(disks) = disks {
+            inner.check_new(vm, disks)?;
+        }
+        let old = inner.state.machines.get(&vm).cloned();
+        let disks = match disks {
+            Some(disks) => disks.to_vec(),
+            None => old
+                .as_ref()
+                .map_or_else(Vec::new, |machine| machine.disks.clone()),
+        };
+        tracing::debug!(%vm, ?request, "asked");
+        let mut machine = ViewRegister::new(old.map(|machine| machine.record));
+        machine.request((), request);
+        let mut answer = None;
+        while let Some(effect) = machine.next_effect() {
+            match effect {
+                Effect::Persist(record) => {
+                    let disks = disks.clone();
+                    machine.persisted(inner.persist(vm, Machine { record, disks }));
+                }
+                Effect::Fence { below } => {
+                    if let Some(kept) = inner.state.machines.get(&vm) {
+                        self.access.fence(vm, below, kept.standing());
+                    }
+                    machine.fenced();
+                }
+                Effect::Answer { to: (), answer: it } => answer = Some(it),
+            }
+        }
+        let answer = answer.expect("the state machine answers every request");
+        if !matches!(answer, Answer::Record(_)) {
+            tracing::info!(%vm, ?answer, "answered");
+        }
+        Ok(match answer {
+            Answer::Record(_) => {
+                let record = inner
+                    .state
+                    .machines
+                    .get(&vm)
+                    .map(|kept| kept.on_the_wire(vm));
+                Response::Record { record }
+            }
+            Answer::Won(view) => Response::Won { view },
+            Answer::Lost(view) => Response::Lost { view },
+            Answer::Refused(reason) => return Err(Refusal::Rule(reason)),
         })
     }
 
@@ -167,5 +268,40 @@ impl Register {
         };
         let _frozen = self.access.freeze(export).ok_or_else(busy)?;
         Ok(Response::Snapshot(snapshot::take(image, &path)?))
+    }
+}
+
+impl Inner {
+    /// Whether `vm` may be created with these disks: no other machine that is on has one.
+    fn check_new(&self, vm: VmId, disks: &[String]) -> Result<(), Refusal> {
+        let machines = &self.state.machines;
+        if !machines.contains_key(&vm) && machines.len() >= MAX_MACHINES {
+            return Err(Refusal::Full);
+        }
+        for (other, machine) in machines {
+            let shared = machine.disks.iter().find(|disk| disks.contains(disk));
+            if let Some(disk) = shared
+                && *other != vm
+                && machine.record.on
+            {
+                return Err(Refusal::DiskInUse {
+                    disk: disk.clone(),
+                    vm: *other,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The new state becomes the state once it is on stable storage.
+    fn persist(&mut self, vm: VmId, machine: Machine) -> Result<(), String> {
+        let mut next = self.state.clone();
+        next.machines.insert(vm, machine);
+        self.store.save(&next).map_err(|error| {
+            tracing::error!(%error, "the view register cannot keep its state");
+            error.to_string()
+        })?;
+        self.state = next;
+        Ok(())
     }
 }

@@ -6,11 +6,11 @@
 //! [`client::RegisterError::Unknown`], ask again.
 
 pub mod client;
-mod types;
+mod names;
 
 pub use client::{ClaimAnswer, RegisterClient, RegisterError};
 pub use ftlog::{ReplicaId, View, VmId};
-pub use types::check_name;
+pub use names::check_name;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,9 +23,9 @@ pub const MAX_LINE: usize = 64 << 10;
 pub enum Request {
     /// The record of one virtual machine.
     Get { vm: VmId },
-    /// Starts a virtual machine: its first view, and the disks that are its own from now on.
-    /// Refused if there is a record already, unless `reset`. View numbers never go back: after a
-    /// reset the number is one higher than any before it, so use the one in the answer.
+    /// Powers a virtual machine on: a view with this pair, and the disks that are its own from
+    /// now on. Refused if it is on already, unless `reset`, which fences whatever still runs.
+    /// The view's number is 1 at first and one higher than any before later: use the answer's.
     Create {
         vm: VmId,
         primary: ReplicaId,

@@ -1,4 +1,4 @@
-//! Views and names as they travel on the wire.
+//! Names as they travel on the wire.
 
 /// Checks the name of a disk or virtual machine: 1 to 64 letters, digits, `.`, `_` or `-`, not
 /// beginning with a dot. The error is a sentence that names `what`.
