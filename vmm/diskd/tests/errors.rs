@@ -1,5 +1,8 @@
 //! What goes wrong is said in words, and hostile bytes do no harm.
 
+// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{Read, Write};

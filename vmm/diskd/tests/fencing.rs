@@ -1,6 +1,9 @@
 //! The design's rules 5 and 6 over real sockets: one winner, and nothing of an old view lands
 //! after the new one was told that it has won.
 
+// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,6 +1,9 @@
 //! The server is killed at random moments and started again: no answered claim is lost, no view
 //! goes back, no acknowledged write is lost.
 
+// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! The tools that administrators use: nbdinfo, nbdcopy, qemu-io.
 
+// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::*;

@@ -1,5 +1,8 @@
 //! A client's TCP connection through the user-mode forwarder survives the replica behind it.
 
+// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
+#![allow(clippy::unwrap_used)]
+
 mod guest;
 
 use std::io::{Read, Write};

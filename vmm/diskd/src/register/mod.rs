@@ -256,6 +256,7 @@ impl Register {
             }
             Answer::Won(view) => Response::Won { view },
             Answer::Lost(view) => Response::Lost { view },
+            Answer::Unavailable(reason) => Response::Unavailable { reason },
             Answer::Refused(reason) => return Err(Refusal::Rule(reason)),
         })
     }

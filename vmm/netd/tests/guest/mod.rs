@@ -3,6 +3,8 @@
 
 // Each test program uses its part of this.
 #![allow(dead_code)]
+// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -162,6 +162,7 @@ impl RegisterClient {
                 addr: self.addr.clone(),
                 reason,
             }),
+            Ok(Response::Unavailable { reason }) => Err(self.unknown(reason)),
             Ok(response) => Ok(response),
             Err(reason) => {
                 self.stream = None;

@@ -67,7 +67,10 @@ pub enum Response {
     Snapshot(SnapshotInfo),
     /// To `info`.
     Info(ServerInfo),
-    /// The request was understood and not carried out, for this reason; nothing has changed.
+    /// Nothing was decided, since the state could not be stored: as good as no answer, ask again.
+    Unavailable { reason: String },
+    /// The request was understood and not carried out, for this reason; nothing has changed, and
+    /// asking again does not help.
     Refused { reason: String },
 }
 
