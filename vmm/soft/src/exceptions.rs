@@ -105,10 +105,8 @@ impl Cpu {
 
     fn deliver_event(&mut self, first: Event) -> Result<(), Stop> {
         let mut event = first;
+        self.note_page_fault(&first);
         loop {
-            if class(&event) == Class::PageFault {
-                self.cr2 = event.cr2;
-            }
             if self.enter_handler(&event).is_ok() {
                 return Ok(());
             }
@@ -116,6 +114,7 @@ impl Cpu {
                 return Err(Stop);
             };
             let next = self.fault(exception);
+            self.note_page_fault(&next);
             let serial = match (class(&event), class(&next)) {
                 (Class::Benign, _) | (_, Class::Benign) => true,
                 (Class::Contributory, Class::PageFault) => true,
@@ -134,6 +133,13 @@ impl Cpu {
                     cr2: 0,
                 })
             };
+        }
+    }
+
+    /// CR2 is set when a page fault is detected, whatever becomes of it.
+    fn note_page_fault(&mut self, event: &Event) {
+        if class(event) == Class::PageFault {
+            self.cr2 = event.cr2;
         }
     }
 
