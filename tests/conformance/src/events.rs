@@ -43,7 +43,11 @@ fn frame(make: Maker) -> Result<(), String> {
     same!(rig.engine.can_interrupt(), true, "can be interrupted");
     rig.engine.inject(0x21).map_err(|e| e.to_string())?;
     same!(rig.engine.position().count, 1, "delivery does not count");
-    same!(rig.engine.can_interrupt(), false, "IF is off in the handler");
+    same!(
+        rig.engine.can_interrupt(),
+        false,
+        "IF is off in the handler"
+    );
     let fault = rig.fault()?;
     same!((fault.vector, fault.error), (0x21, None), "vector");
     same!(fault.rip, at::CODE + 1, "RIP");
@@ -105,7 +109,11 @@ fn window(make: Maker) -> Result<(), String> {
     rig.engine.request_window(false);
     let s = rig.finish()?;
     same!(s.gpr[0], 2, "goes on");
-    same!(rig.seen.contains(&Seen::Window), false, "no window when off");
+    same!(
+        rig.seen.contains(&Seen::Window),
+        false,
+        "no window when off"
+    );
     Ok(())
 }
 

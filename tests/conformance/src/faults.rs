@@ -18,6 +18,7 @@ pub const CASES: Cases = &[
     ("faults: undefined and too long instructions", undefined),
     ("faults: privileged instructions", privileged),
     ("faults: instruction breakpoints", breakpoints),
+    ("faults: data breakpoints", watchpoints),
 ];
 
 const RF: u64 = 1 << 16;
@@ -52,21 +53,97 @@ fn frames(make: Maker) -> Result<(), String> {
 fn exact(make: Maker) -> Result<(), String> {
     let bad = at::TEST;
     let bodies = [
-        ("push [mem]", assemble!(64, at::CODE, |a| { a.push(qword_ptr(rbx))?; })),
-        ("pop [mem]", assemble!(64, at::CODE, |a| { a.pop(qword_ptr(rbx))?; })),
-        ("xchg", assemble!(64, at::CODE, |a| { a.xchg(qword_ptr(rbx), rax)?; })),
-        ("xadd", assemble!(64, at::CODE, |a| { a.xadd(qword_ptr(rbx), rax)?; })),
-        ("cmpxchg", assemble!(64, at::CODE, |a| { a.cmpxchg(qword_ptr(rbx), rcx)?; })),
-        ("cmpxchg16b", assemble!(64, at::CODE, |a| { a.cmpxchg16b(xmmword_ptr(rbx))?; })),
-        ("call [mem]", assemble!(64, at::CODE, |a| { a.call(qword_ptr(rbx))?; })),
-        ("movsq", assemble!(64, at::CODE, |a| { a.movsq()?; })),
-        ("lods", assemble!(64, at::CODE, |a| { a.lodsq()?; })),
-        ("adc", assemble!(64, at::CODE, |a| { a.adc(qword_ptr(rbx), rax)?; })),
-        ("shl", assemble!(64, at::CODE, |a| { a.shl(qword_ptr(rbx), 3)?; })),
-        ("bts", assemble!(64, at::CODE, |a| { a.bts(qword_ptr(rbx), rcx)?; })),
-        ("movaps", assemble!(64, at::CODE, |a| { a.movaps(xmm1, xmmword_ptr(rbx))?; })),
-        ("fxsave", assemble!(64, at::CODE, |a| { a.fxsave64(ptr(rbx))?; })),
-        ("enter", assemble!(64, at::CODE, |a| { a.mov(rsp, rbx)?; a.enter(16, 3)?; })),
+        (
+            "push [mem]",
+            assemble!(64, at::CODE, |a| {
+                a.push(qword_ptr(rbx))?;
+            }),
+        ),
+        (
+            "pop [mem]",
+            assemble!(64, at::CODE, |a| {
+                a.pop(qword_ptr(rbx))?;
+            }),
+        ),
+        (
+            "xchg",
+            assemble!(64, at::CODE, |a| {
+                a.xchg(qword_ptr(rbx), rax)?;
+            }),
+        ),
+        (
+            "xadd",
+            assemble!(64, at::CODE, |a| {
+                a.xadd(qword_ptr(rbx), rax)?;
+            }),
+        ),
+        (
+            "cmpxchg",
+            assemble!(64, at::CODE, |a| {
+                a.cmpxchg(qword_ptr(rbx), rcx)?;
+            }),
+        ),
+        (
+            "cmpxchg16b",
+            assemble!(64, at::CODE, |a| {
+                a.cmpxchg16b(xmmword_ptr(rbx))?;
+            }),
+        ),
+        (
+            "call [mem]",
+            assemble!(64, at::CODE, |a| {
+                a.call(qword_ptr(rbx))?;
+            }),
+        ),
+        (
+            "movsq",
+            assemble!(64, at::CODE, |a| {
+                a.movsq()?;
+            }),
+        ),
+        (
+            "lods",
+            assemble!(64, at::CODE, |a| {
+                a.lodsq()?;
+            }),
+        ),
+        (
+            "adc",
+            assemble!(64, at::CODE, |a| {
+                a.adc(qword_ptr(rbx), rax)?;
+            }),
+        ),
+        (
+            "shl",
+            assemble!(64, at::CODE, |a| {
+                a.shl(qword_ptr(rbx), 3)?;
+            }),
+        ),
+        (
+            "bts",
+            assemble!(64, at::CODE, |a| {
+                a.bts(qword_ptr(rbx), rcx)?;
+            }),
+        ),
+        (
+            "movaps",
+            assemble!(64, at::CODE, |a| {
+                a.movaps(xmm1, xmmword_ptr(rbx))?;
+            }),
+        ),
+        (
+            "fxsave",
+            assemble!(64, at::CODE, |a| {
+                a.fxsave64(ptr(rbx))?;
+            }),
+        ),
+        (
+            "enter",
+            assemble!(64, at::CODE, |a| {
+                a.mov(rsp, rbx)?;
+                a.enter(16, 3)?;
+            }),
+        ),
     ];
     for (what, body) in bodies {
         let mut rig = Rig::new(make, 0, &body)?;
@@ -152,7 +229,11 @@ fn software(make: Maker) -> Result<(), String> {
         (13, Some(0x30 * 8 + 2), at::USER_CODE),
         "INT n with DPL 0"
     );
-    same!(rig.engine.state().count, 1, "INT that faults does not retire");
+    same!(
+        rig.engine.state().count,
+        1,
+        "INT that faults does not retire"
+    );
     let int3 = assemble!(64, at::USER_CODE, |a| {
         a.int3()?;
     });
@@ -182,11 +263,19 @@ fn gates(make: Maker) -> Result<(), String> {
     let mut rig = Rig::new(make, 0, &ud)?;
     rig.set_gate(6, at::HANDLERS, sel::CODE64, 0x0e00);
     let fault = rig.fault()?;
-    same!((fault.vector, fault.error), (11, Some(gate)), "gate not present");
+    same!(
+        (fault.vector, fault.error),
+        (11, Some(gate)),
+        "gate not present"
+    );
     let mut rig = Rig::new(make, 0, &ud)?;
     rig.set_gate(6, at::HANDLERS, sel::CODE64, 0x8500);
     let fault = rig.fault()?;
-    same!((fault.vector, fault.error), (13, Some(gate)), "wrong gate type");
+    same!(
+        (fault.vector, fault.error),
+        (13, Some(gate)),
+        "wrong gate type"
+    );
     let mut rig = Rig::new(make, 0, &ud)?;
     rig.set_gate(6, at::HANDLERS, 0, 0x8e00);
     let fault = rig.fault()?;
@@ -417,5 +506,33 @@ fn breakpoints(make: Maker) -> Result<(), String> {
     same!(s.gpr[0], 2, "the instruction was done");
     same!(s.dr[4] & 0xf, 1, "DR6.B0");
     same!(s.rflags & (1 << 16), 0, "RF is used up");
+    Ok(())
+}
+
+fn watchpoints(make: Maker) -> Result<(), String> {
+    let body = assemble!(64, at::CODE, |a| {
+        a.mov(rax, qword_ptr(at::DATA + 0x18))?;
+        a.mov(dword_ptr(at::DATA + 0xe), eax)?;
+        a.mov(al, byte_ptr(at::DATA + 0x10))?;
+        a.nop()?;
+        a.mov(qword_ptr(at::DATA + 0x18), rax)?;
+        a.hlt()?;
+    });
+    // Writes to four bytes, and any access to one byte elsewhere.
+    let regs = [at::DATA + 0x10, at::DATA + 0x1d, 0, 0];
+    for (start, count, hits) in [(0u64, 1, 2), (1, 2, 1), (2, 5, 2)] {
+        let mut rig = Rig::new(make, 0, &body)?;
+        rig.run_to(Some(start))?;
+        rig.change(|s| {
+            s.dr[..4].copy_from_slice(&regs);
+            s.dr[5] = 0x40a | 0xd << 16 | 3 << 20;
+        })?;
+        let fault = rig.fault()?;
+        let s = rig.engine.state();
+        same!(fault.vector, 1, "vector");
+        same!(s.count, count + 1, "trapped after the instruction");
+        same!(s.dr[4] & 0xf, hits, "DR6");
+        same!(fault.rflags & RF, 0, "no RF for a trap");
+    }
     Ok(())
 }

@@ -54,10 +54,14 @@ fn legacy(make: Maker) -> Result<(), String> {
     let large = rig.read_u64(DIRECTORY + 4 * 48) as u32;
     same!(u64::from(large) & (A | D), A, "A and D of the 4 MiB page");
     // Without CR4.PSE the PS bit means nothing.
-    let mut rig = Rig::new(make, 0, &assemble!(32, at::CODE, |a| {
-        a.mov(eax, dword_ptr(0x80_0000u32))?;
-        a.hlt()?;
-    }))?;
+    let mut rig = Rig::new(
+        make,
+        0,
+        &assemble!(32, at::CODE, |a| {
+            a.mov(eax, dword_ptr(0x80_0000u32))?;
+            a.hlt()?;
+        }),
+    )?;
     protected_idt(&mut rig);
     put(&mut rig, DIRECTORY, (TABLE + 0x1000) | P | W);
     for i in 0..512 {

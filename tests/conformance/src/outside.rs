@@ -33,16 +33,33 @@ fn ports(make: Maker) -> Result<(), String> {
     let mut rig = Rig::new(make, 0, &body)?;
     let s = rig.finish()?;
     let v = port_value(0x1f0, 4);
-    same!(s.gpr[3], !0xff | port_value(0x60, 1), "IN AL leaves the rest");
-    same!(s.gpr[1], !0xffff | port_value(0x1f0, 2), "IN AX leaves the rest");
+    same!(
+        s.gpr[3],
+        !0xff | port_value(0x60, 1),
+        "IN AL leaves the rest"
+    );
+    same!(
+        s.gpr[1],
+        !0xffff | port_value(0x1f0, 2),
+        "IN AX leaves the rest"
+    );
     same!(s.gpr[0], v, "IN EAX clears the rest");
     let out = |port, size, value| Seen::Out { port, size, value };
     same!(
         rig.seen,
         [
-            Seen::In { port: 0x60, size: 1 },
-            Seen::In { port: 0x1f0, size: 2 },
-            Seen::In { port: 0x1f0, size: 4 },
+            Seen::In {
+                port: 0x60,
+                size: 1
+            },
+            Seen::In {
+                port: 0x1f0,
+                size: 2
+            },
+            Seen::In {
+                port: 0x1f0,
+                size: 4
+            },
             out(0x80, 1, v as u32 & 0xff),
             out(0x1f0, 2, v as u32 & 0xffff),
             out(0x1f0, 4, v as u32),
@@ -243,7 +260,9 @@ fn wide(make: Maker) -> Result<(), String> {
     let mut rig = Rig::new(make, 0, &body)?;
     let s = rig.finish()?;
     let bytes = |offset: u64, n: u64| -> Vec<u8> {
-        (0..n).map(|i| mmio_value(GPA + offset + i, 1) as u8).collect()
+        (0..n)
+            .map(|i| mmio_value(GPA + offset + i, 1) as u8)
+            .collect()
     };
     same!(s.gpr[0].to_le_bytes().to_vec(), bytes(3, 8), "unaligned");
     same!(rig.read(at::DATA, 16), bytes(0x10, 16), "16 bytes");
@@ -269,14 +288,25 @@ fn wide(make: Maker) -> Result<(), String> {
 /// What will fault must not have read a device first, since that may have effects.
 fn faults_first(make: Maker) -> Result<(), String> {
     let bodies = [
-        ("INS to a read-only page", assemble!(64, at::CODE, |a| { a.insb()?; })),
-        ("MOVS to a read-only page", assemble!(64, at::CODE, |a| {
-            a.mov(rsi, FAR)?;
-            a.movsb()?;
-        })),
-        ("RMW of a read-only page outside RAM", assemble!(64, at::CODE, |a| {
-            a.add(dword_ptr(at::TEST + 0x1000), 1)?;
-        })),
+        (
+            "INS to a read-only page",
+            assemble!(64, at::CODE, |a| {
+                a.insb()?;
+            }),
+        ),
+        (
+            "MOVS to a read-only page",
+            assemble!(64, at::CODE, |a| {
+                a.mov(rsi, FAR)?;
+                a.movsb()?;
+            }),
+        ),
+        (
+            "RMW of a read-only page outside RAM",
+            assemble!(64, at::CODE, |a| {
+                a.add(dword_ptr(at::TEST + 0x1000), 1)?;
+            }),
+        ),
     ];
     for (what, body) in bodies {
         let mut rig = Rig::new(make, 0, &body)?;

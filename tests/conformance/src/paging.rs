@@ -39,7 +39,11 @@ fn sizes(make: Maker) -> Result<(), String> {
     same!(s.gpr[0], 0x1111, "2 MiB page");
     same!(s.gpr[3], 0x2222, "1 GiB page");
     same!(s.gpr[6], 0x3333, "4 KiB page");
-    same!(rig.read_u64(at::PD + 32) & (A | D), A, "A and D of 2 MiB page");
+    same!(
+        rig.read_u64(at::PD + 32) & (A | D),
+        A,
+        "A and D of 2 MiB page"
+    );
     same!(
         rig.read_u64(at::PDPT + 8) & (A | D),
         A,
@@ -221,7 +225,11 @@ fn accessed_dirty(make: Maker) -> Result<(), String> {
     same!(s.gpr[8], page | A | D, "after a read-modify-write");
     same!(rig.read_u64(at::PT_TEST + 8), page, "page not touched");
     for table in [at::PML4, at::PDPT, at::PD + 16] {
-        same!(rig.read_u64(table) & (A | D), A, "table entry at {table:#x}");
+        same!(
+            rig.read_u64(table) & (A | D),
+            A,
+            "table entry at {table:#x}"
+        );
     }
     same!(
         rig.read_u64(at::PT0 + 8 * (at::DATA >> 12)) & A,
@@ -452,7 +460,11 @@ fn devices(make: Maker) -> Result<(), String> {
     rig.run_to(Some(2))?;
     let tables = [at::PML4, at::PDPT, at::PD, at::PT0, at::PT_TEST];
     let mut frames: Vec<u64> = tables.iter().map(|t| t >> 12).collect();
-    same!(rig.engine.take_dirty(), frames.clone(), "dirty after a read");
+    same!(
+        rig.engine.take_dirty(),
+        frames.clone(),
+        "dirty after a read"
+    );
     rig.map(0, (at::DATA + 0x1000) | P | W);
     let s = rig.finish()?;
     same!(s.gpr[3], 0xbbbb, "page mapped by a device");

@@ -164,7 +164,11 @@ fn everywhere(make: Maker) -> Result<(), String> {
     }
     same!(stepped.run_to(None)?, End::Halt, "stepped end");
     same!(stepped.engine.state(), end, "state, stepped");
-    same!(stepped.memory_hash(), whole.memory_hash(), "memory, stepped");
+    same!(
+        stepped.memory_hash(),
+        whole.memory_hash(),
+        "memory, stepped"
+    );
     same!(stepped.seen, whole.seen, "traffic, stepped");
     // Straight to each position, then to the end.
     for (count, (state, memory)) in states.iter().enumerate() {

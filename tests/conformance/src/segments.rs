@@ -138,11 +138,21 @@ fn limits(make: Maker) -> Result<(), String> {
         ("past the limit", 0x0040_9200_0000_ffff, 0xfffd, false),
         ("far past the limit", 0x0040_9200_0000_ffff, 0x1_0000, false),
         ("4 KiB granularity", 0x00c0_9200_0000_0001, 0x1ffc, true),
-        ("past 4 KiB granularity", 0x00c0_9200_0000_0001, 0x1ffd, false),
+        (
+            "past 4 KiB granularity",
+            0x00c0_9200_0000_0001,
+            0x1ffd,
+            false,
+        ),
         ("expand-down", 0x0040_9600_0000_0fff, 0x1000, true),
         ("below expand-down", 0x0040_9600_0000_0fff, 0xfff, false),
         ("16-bit expand-down", 0x0000_9600_0000_0fff, 0xfffc, true),
-        ("past 16-bit expand-down", 0x0000_9600_0000_0fff, 0xfffd, false),
+        (
+            "past 16-bit expand-down",
+            0x0000_9600_0000_0fff,
+            0xfffd,
+            false,
+        ),
     ];
     for (what, raw, offset, fine) in cases {
         let mut rig = Rig::new(make, 0, &body)?;
@@ -161,7 +171,11 @@ fn limits(make: Maker) -> Result<(), String> {
         if *fine {
             rig.finish().map_err(|e| format!("{what}: {e}"))?;
         } else {
-            same!(protected_fault(&mut rig, true)?, (13, 0, at::CODE as u32), "{what}");
+            same!(
+                protected_fault(&mut rig, true)?,
+                (13, 0, at::CODE as u32),
+                "{what}"
+            );
         }
     }
     // Write to read-only and to code, read of execute-only code, null.
@@ -242,7 +256,14 @@ fn iret(make: Maker) -> Result<(), String> {
     };
     for (what, code) in [("64-bit", sel::USER64), ("32-bit", sel::USER32)] {
         let mut rig = Rig::new(make, 0, &body)?;
-        rig.write(at::USER_CODE, if code == sel::USER64 { &user } else { &user[1..] });
+        rig.write(
+            at::USER_CODE,
+            if code == sel::USER64 {
+                &user
+            } else {
+                &user[1..]
+            },
+        );
         rig.set_gate(3, at::HANDLERS + 24, sel::CODE64, 0xee00);
         let words = [
             at::USER_CODE,
@@ -266,7 +287,11 @@ fn iret(make: Maker) -> Result<(), String> {
         same!(fault.rsp, at::USER_STACK, "{what}: RSP");
         same!(fault.rflags, 0x3202, "{what}: RFLAGS");
         same!(s.gpr[3], u64::from(code), "{what}: CS as the code sees it");
-        same!(s.segments[3].selector, 0, "{what}: DS of level 0 is cleared");
+        same!(
+            s.segments[3].selector,
+            0,
+            "{what}: DS of level 0 is cleared"
+        );
         same!(s.segments[0].selector, sel::USER_DATA, "{what}: ES stays");
     }
     let user_cs = u64::from(sel::USER64);
@@ -276,7 +301,12 @@ fn iret(make: Maker) -> Result<(), String> {
         ("RPL is not DPL", [0, 0x0b, 2, 0, user_ss], 13, 8),
         ("SS of level 0", [0, user_cs, 2, 0, 0x10], 13, 0x10),
         ("SS null at level 3", [0, user_cs, 2, 0, 3], 13, 0),
-        ("RIP not canonical", [1 << 47, user_cs, 2, 0, user_ss], 13, 0),
+        (
+            "RIP not canonical",
+            [1 << 47, user_cs, 2, 0, user_ss],
+            13,
+            0,
+        ),
         ("NT", [0, user_cs, 2, 0, user_ss], 13, 0),
     ] {
         let mut rig = Rig::new(make, 0, &body)?;
@@ -296,7 +326,11 @@ fn iret(make: Maker) -> Result<(), String> {
     rig.write(at::DATA, &[0xf4]);
     frame(&mut rig, [at::DATA, 8, 0x202, 0x7777, 0])?;
     let s = rig.finish()?;
-    same!((s.gpr[4], s.segments[2].selector), (0x7777, 0), "same level");
+    same!(
+        (s.gpr[4], s.segments[2].selector),
+        (0x7777, 0),
+        "same level"
+    );
     Ok(())
 }
 
@@ -318,7 +352,11 @@ fn retf(make: Maker) -> Result<(), String> {
     rig.set_gate(3, at::HANDLERS + 24, sel::CODE64, 0xee00);
     let fault = rig.fault()?;
     same!(fault.cs, u64::from(sel::USER64), "CS");
-    same!(fault.rsp, at::USER_STACK - 48, "parameters are released there too");
+    same!(
+        fault.rsp,
+        at::USER_STACK - 48,
+        "parameters are released there too"
+    );
     Ok(())
 }
 
@@ -447,8 +485,20 @@ fn inspect(make: Maker) -> Result<(), String> {
         a.hlt()?;
     });
     for (what, selector, access, limit, bits) in [
-        ("code", u64::from(sel::CODE64), 0x00a0_9b00, 0xffff_ffffu64, 0b0111u64),
-        ("data", u64::from(sel::DATA), 0x00c0_9300, 0xffff_ffff, 0b1111),
+        (
+            "code",
+            u64::from(sel::CODE64),
+            0x00a0_9b00,
+            0xffff_ffffu64,
+            0b0111u64,
+        ),
+        (
+            "data",
+            u64::from(sel::DATA),
+            0x00c0_9300,
+            0xffff_ffff,
+            0b1111,
+        ),
         ("TSS", u64::from(sel::TSS), 0x0000_8900, 0xfff, 0b0011),
         ("null", 0, 0, 0, 0),
         ("behind the limit", 0x2000, 0, 0, 0),

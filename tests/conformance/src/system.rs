@@ -41,7 +41,11 @@ fn cpuid(make: Maker) -> Result<(), String> {
     let need = 1 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 15 | 1 << 24 | 1 << 25 | 1 << 26;
     same!(d & need, need, "features of leaf 1");
     // APIC, machine check, MTRRs; x2APIC, XSAVE, RDRAND, hypervisor.
-    same!(d & (1 << 9 | 1 << 7 | 1 << 12 | 1 << 14), 0, "hidden in EDX");
+    same!(
+        d & (1 << 9 | 1 << 7 | 1 << 12 | 1 << 14),
+        0,
+        "hidden in EDX"
+    );
     same!(
         c & (1 << 21 | 1 << 26 | 1 << 27 | 1 << 30 | 1 << 31),
         0,
@@ -92,7 +96,11 @@ fn clock(make: Maker) -> Result<(), String> {
     let mut rig = Rig::new(make, 0, &body)?;
     rig.change(|s| s.msrs.tsc_aux = 0x77)?;
     let s = rig.finish()?;
-    same!((s.gpr[0], s.gpr[1]), (6, 0x77), "TSC after WRMSR, RDTSCP's RCX");
+    same!(
+        (s.gpr[0], s.gpr[1]),
+        (6, 0x77),
+        "TSC after WRMSR, RDTSCP's RCX"
+    );
     // CR4.TSD.
     let body = assemble!(64, at::USER_CODE, |a| {
         a.rdtsc()?;

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, Mnemonic};
 
-use crate::cpu::{CodeMode, Cpu, attention, seg};
+use crate::cpu::{CodeMode, Cpu, seg};
 use crate::decode::Decoding;
 use crate::descriptor::{access, system};
 use crate::op::{Handler, Op};
@@ -225,15 +225,6 @@ impl Cpu {
     pub(crate) fn translation_changed(&mut self) {
         self.update_mode();
         self.update_translation();
-    }
-
-    /// DR7 has changed.
-    pub(crate) fn update_breakpoints(&mut self) {
-        self.attention &= !attention::BREAKPOINTS;
-        let enabled = (0..4).any(|i| self.dr[5] >> (2 * i) & 3 != 0);
-        if enabled {
-            self.attention |= attention::BREAKPOINTS;
-        }
     }
 }
 

@@ -113,6 +113,8 @@ pub struct Cpu {
     pub halted: bool,
     pub interrupt_shadow: bool,
     pub shutdown: bool,
+    /// The instruction has cleared RFLAGS.TF on entry to a handler: it is not trapped.
+    pub trap_suppressed: bool,
     /// x87, MMX, SSE registers.
     pub fp: FpState,
     /// Compiled stubs of instructions that the host executes.
@@ -158,6 +160,7 @@ impl Cpu {
             halted: false,
             interrupt_shadow: false,
             shutdown: false,
+            trap_suppressed: false,
             fp: FpState::default(),
             native,
             external: External::default(),

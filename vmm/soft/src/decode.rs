@@ -67,12 +67,12 @@ pub fn decode(
     let mut decoder = Decoder::with_ip(bitness, window, 0, DecoderOptions::NONE);
     let ins = decoder.decode();
     if ins.is_invalid() {
+        // With 15 bytes and no end in sight iced says that it is invalid.
+        if window.len() == 15 && ins.len() == 15 {
+            return Err(DecodeError::TooLong);
+        }
         if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
-            return Err(if window.len() == 15 {
-                DecodeError::TooLong
-            } else {
-                DecodeError::NeedMore
-            });
+            return Err(DecodeError::NeedMore);
         }
         return Ok(undefined(offset));
     }

@@ -88,6 +88,7 @@ impl SoftEngine {
                 return Exit::Boundary(Boundary::Reached);
             }
             let result = match self.next() {
+                _ if step && self.at_breakpoint() => Err(Stop),
                 Ok(Next::Single(op, ends)) => self.step(&op, ends),
                 Ok(Next::Block(block)) => {
                     // SAFETY: blocks are dropped only by `drop_written_code` and `decode_block`,
@@ -143,6 +144,10 @@ impl SoftEngine {
         }
         let shadow = cpu.interrupt_shadow;
         let trap = cpu.control_flag(flags::TF);
+        let resumed = cpu.control_flag(flags::RF);
+        let start = cpu.rip;
+        cpu.mmu.watch_hits = 0;
+        cpu.trap_suppressed = false;
         cpu.external.restart();
         cpu.stepping = true;
         let result = (op.handler)(cpu, op);
@@ -161,8 +166,11 @@ impl SoftEngine {
             cpu.interrupt_shadow = false;
             cpu.attention &= !attention::SHADOW;
         }
-        if trap {
-            cpu.single_stepped();
+        if resumed && cpu.rip != start {
+            cpu.clear_resume();
+        }
+        if trap || cpu.mmu.watch_hits != 0 {
+            cpu.trap_after(trap && !cpu.trap_suppressed);
         }
         Ok(())
     }
@@ -229,6 +237,12 @@ impl SoftEngine {
             });
         }
         None
+    }
+
+    /// Whether an instruction breakpoint strikes; then `cpu.stop` is its #DB.
+    fn at_breakpoint(&mut self) -> bool {
+        let set = self.cpu.attention & attention::BREAKPOINTS != 0;
+        set && self.pending.is_none() && self.cpu.breakpoint()
     }
 
     /// Whether instructions must be run one by one.

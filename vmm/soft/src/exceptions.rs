@@ -33,12 +33,6 @@ impl Cpu {
         self.deliver_event(event)
     }
 
-    /// An instruction that began with RFLAGS.TF set has retired: delivers #DB as a trap, with DR6.BS
-    /// set. Faults on the way as in `deliver`.
-    pub fn single_stepped(&mut self) {
-        self.debug_trap(1 << 14);
-    }
-
     /// Delivers #DB as a trap before the next instruction, with these bits set in DR6.
     pub fn debug_trap(&mut self, dr6: u64) {
         self.dr[4] |= dr6;

@@ -6,7 +6,7 @@ use iced_x86::Mnemonic;
 use crate::control::{cr4, efer};
 use crate::cpu::{Cpu, reg, seg};
 use crate::decode::Decoding;
-use crate::flags::{ALL, IF, RF, VM};
+use crate::flags::{ALL, IF, RF, TF, VM};
 use crate::mmu::is_canonical;
 use crate::op::{Handler, Op};
 use crate::stop::Stop;
@@ -85,6 +85,7 @@ fn syscall(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.rip = cpu.msrs.lstar;
     let code = (cpu.msrs.star >> 32) as u16 & !3;
     cpu.enter_flat(code, code.wrapping_add(8), true);
+    cpu.trap_suppressed = cpu.msrs.sfmask & TF != 0;
     cpu.set_rflags(flags & !cpu.msrs.sfmask);
     Ok(())
 }

@@ -211,6 +211,7 @@ impl Cpu {
             clear |= flags::IF;
         }
         self.set_rflags(self.rflags() & !clear);
+        self.trap_suppressed = true;
         self.interrupt_shadow = false;
         self.attention &= !attention::SHADOW;
     }

@@ -18,7 +18,7 @@
 //! | `phys`, `mmu` | RAM and its page flags, loads and stores |
 //! | `tlb`, `paging`, `tables` | software TLB, page walk, coherence of the TLB with page tables |
 //! | `segments`, `descriptor` | segmentation, descriptors and their loading |
-//! | `exceptions`, `gates`, `tasks` | delivery of exceptions and interrupts, handlers, task switch |
+//! | `exceptions`, `gates`, `tasks`, `debug` | delivery of exceptions and interrupts, handlers, task switch, breakpoints |
 //! | `system` and the files it lists | system instructions: far transfers, IRET, SYSCALL, control registers, port I/O, MSRs, CPUID |
 //! | `state` | conversion to and from `CpuState` |
 //! | `native`, `fpstate`, `sse`, `x87` | vector and floating-point instructions |
@@ -28,6 +28,7 @@ mod block;
 mod control;
 mod cpu;
 mod cpuid;
+mod debug;
 mod decode;
 mod descriptor;
 mod descriptor_ops;

@@ -31,6 +31,10 @@ pub struct Mmu {
     /// Linear addresses are truncated to these bits.
     pub linear_mask: u64,
     pub paging: Paging,
+    /// A data breakpoint is enabled (see `debug`).
+    pub watching: bool,
+    /// Data breakpoints that the instruction has hit, as in DR6.
+    pub watch_hits: u64,
     pub tlb: Tlb,
 }
 
@@ -43,6 +47,8 @@ impl Default for Mmu {
             system: Mode::Supervisor,
             linear_mask: u64::from(u32::MAX),
             paging: Paging::default(),
+            watching: false,
+            watch_hits: 0,
             tlb,
         }
     }
@@ -350,7 +356,11 @@ impl Cpu {
         match self.phys.frame(gpa) {
             Some(frame) => {
                 self.store_ram(frame, gpa, bytes);
-                self.cache_write(mode, linear, frame);
+                if self.mmu.watching && self.is_watched_page(linear) {
+                    self.watch_access(Kind::Write, linear, bytes.len() as u64);
+                } else {
+                    self.cache_write(mode, linear, frame);
+                }
             }
             None => self.store_outside(gpa, bytes),
         }
@@ -391,6 +401,10 @@ impl Cpu {
         unsafe {
             let from = frame.host.add((gpa % PAGE) as usize);
             std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len());
+        }
+        if self.mmu.watching && self.is_watched_page(linear) {
+            self.watch_access(Kind::Read, linear, out.len() as u64);
+            return Ok(());
         }
         let addend = (frame.host as u64).wrapping_sub(linear & PAGE_MASK);
         self.mmu.tlb.fill(mode, Kind::Read, linear, addend);
