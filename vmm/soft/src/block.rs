@@ -5,6 +5,8 @@
 //! guest-physical address and code width, so linear mappings may change under them; a store to their
 //! bytes drops them (see `Phys::mark_code`).
 
+#![allow(unsafe_code)]
+
 use crate::hash::IntMap;
 
 use crate::cpu::CodeMode;
@@ -23,19 +25,68 @@ pub struct Block {
     /// Guest-physical address of its first byte.
     pub gpa: u64,
     /// Length in bytes.
-    pub bytes: u64,
+    pub bytes: u16,
+    /// The last op does not end the block.
+    pub falls_through: bool,
+}
+
+impl Block {
+    fn run(&self) -> Run {
+        Run {
+            ops: self.ops.as_ptr(),
+            len: self.ops.len() as u16,
+            bytes: self.bytes,
+            falls_through: self.falls_through,
+        }
+    }
+}
+
+/// Number of a block in the cache; good until blocks are dropped.
+type BlockId = u32;
+
+/// What it takes to run a block: a view of it that holds until blocks are dropped.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    ops: *const Op,
+    pub len: u16,
+    /// Length in bytes.
+    pub bytes: u16,
     /// The last op does not end the block: the run loop goes on behind it.
     pub falls_through: bool,
 }
 
-/// Number of a block in the cache; good until blocks are dropped.
-pub type BlockId = u32;
+// SAFETY: the pointer is to a block of the engine that owns the run, and moves with it.
+unsafe impl Send for Run {}
+
+impl Default for Run {
+    /// Of no block: it has no ops.
+    fn default() -> Self {
+        Self {
+            ops: std::ptr::NonNull::dangling().as_ptr(),
+            len: 0,
+            bytes: 0,
+            falls_through: false,
+        }
+    }
+}
+
+impl Run {
+    /// The ops.
+    ///
+    /// # Safety
+    /// The block has not been dropped, and is not while the ops are used.
+    #[inline(always)]
+    pub unsafe fn ops<'a>(self) -> &'a [Op] {
+        // SAFETY: by the caller's promise the block's box of `len` ops is alive; blocks are not
+        // changed once made.
+        unsafe { std::slice::from_raw_parts(self.ops, usize::from(self.len)) }
+    }
+}
 
 /// All decoded blocks.
 #[derive(Debug, Default)]
 pub struct BlockCache {
-    /// Boxed, so that a block stays where it is until it is dropped.
-    blocks: Vec<Option<Box<Block>>>,
+    blocks: Vec<Option<Block>>,
     free: Vec<BlockId>,
     by_key: IntMap<BlockId>,
     by_page: IntMap<Vec<BlockId>>,
@@ -47,14 +98,9 @@ fn key(gpa: u64, mode: CodeMode) -> u64 {
 
 impl BlockCache {
     /// The block at `gpa` for code of `mode`.
-    pub fn find(&self, gpa: u64, mode: CodeMode) -> Option<BlockId> {
-        self.by_key.get(&key(gpa, mode)).copied()
-    }
-
-    /// A block that `find` or `insert` gave.
-    #[inline(always)]
-    pub fn get(&self, id: BlockId) -> Option<&Block> {
-        self.blocks.get(id as usize).and_then(Option::as_deref)
+    pub fn find(&self, gpa: u64, mode: CodeMode) -> Option<Run> {
+        let id = *self.by_key.get(&key(gpa, mode))?;
+        self.blocks.get(id as usize)?.as_ref().map(Block::run)
     }
 
     /// Whether the cache is to be emptied before the next insert.
@@ -63,21 +109,22 @@ impl BlockCache {
     }
 
     /// Adds a block.
-    pub fn insert(&mut self, block: Block, mode: CodeMode) -> BlockId {
+    pub fn insert(&mut self, block: Block, mode: CodeMode) -> Run {
+        let run = block.run();
         let (gpa, key) = (block.gpa, key(block.gpa, mode));
         let id = match self.free.pop() {
             Some(id) => {
-                self.blocks[id as usize] = Some(Box::new(block));
+                self.blocks[id as usize] = Some(block);
                 id
             }
             None => {
-                self.blocks.push(Some(Box::new(block)));
+                self.blocks.push(Some(block));
                 (self.blocks.len() - 1) as BlockId
             }
         };
         self.by_key.insert(key, id);
         self.by_page.entry(gpa >> 12).or_default().push(id);
-        id
+        run
     }
 
     /// Drops the blocks that overlap `start..end` (within one page). True if none is left there.
@@ -92,7 +139,7 @@ impl BlockCache {
             let slot = &mut blocks[id as usize];
             let hit = slot
                 .as_ref()
-                .is_none_or(|b| b.gpa < end && start < b.gpa + b.bytes);
+                .is_none_or(|b| b.gpa < end && start < b.gpa + u64::from(b.bytes));
             if hit && let Some(b) = slot.take() {
                 free.push(id);
                 dropped.push(b.gpa);

@@ -1,6 +1,5 @@
 //! The engine: the run loop, positions and exits.
 #![allow(unsafe_code)]
-#![allow(unsafe_code)]
 
 use std::any::Any;
 use std::ops::Range;
@@ -13,7 +12,7 @@ use ftlog::Position;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::block::{Block, BlockCache, BlockId, MAX_OPS};
+use crate::block::{Block, BlockCache, MAX_OPS, Run};
 use crate::cpu::{Cpu, attention, reg, seg};
 use crate::cpuid;
 use crate::decode::{DecodeError, decode};
@@ -39,7 +38,7 @@ pub struct SoftEngine {
 
 /// Where the next instruction is.
 enum Next {
-    Block(*const Block),
+    Block(Run),
     /// An instruction that is not in the cache: it straddles two pages.
     Single(Op, bool),
 }
@@ -90,12 +89,7 @@ impl SoftEngine {
             let result = match self.next() {
                 _ if step && self.at_breakpoint() => Err(Stop),
                 Ok(Next::Single(op, ends)) => self.step(&op, ends),
-                Ok(Next::Block(block)) => {
-                    // SAFETY: blocks are dropped only by `drop_written_code` and `decode_block`,
-                    // neither of which runs before `enter` returns.
-                    let block = unsafe { &*block };
-                    self.enter(block, left, step)
-                }
+                Ok(Next::Block(run)) => self.enter(run, left, step),
                 Err(stop) => Err(stop),
             };
             step = false;
@@ -113,15 +107,17 @@ impl SoftEngine {
 
     /// Runs a block, or only its first instruction.
     #[inline(always)]
-    fn enter(&mut self, block: &Block, left: u64, step: bool) -> Result<(), Stop> {
-        let len = block.ops.len() as u64;
-        if step || len > left || !self.cpu.within_code_segment(block.bytes) {
-            let op = block.ops[0];
-            let ends = block.ops.len() == 1 && !block.falls_through;
-            return self.step(&op, ends);
+    fn enter(&mut self, run: Run, left: u64, step: bool) -> Result<(), Stop> {
+        // SAFETY: blocks are dropped only by `drop_written_code` and `decode_block`, neither of
+        // which runs before this returns; what was dropped is not found.
+        let ops = unsafe { run.ops() };
+        let (len, bytes) = (u64::from(run.len), u64::from(run.bytes));
+        if step || len > left || !self.cpu.within_code_segment(bytes) {
+            let ends = len == 1 && !run.falls_through;
+            return self.step(&ops[0], ends);
         }
         let cpu = &mut self.cpu;
-        for op in &block.ops {
+        for op in ops {
             if let Err(stop) = (op.handler)(cpu, op) {
                 cpu.rip = cpu.ip(op);
                 cpu.count += u64::from(op.index);
@@ -130,8 +126,8 @@ impl SoftEngine {
             }
         }
         cpu.count += len;
-        if block.falls_through {
-            cpu.rip = cpu.wrap_ip(cpu.rip.wrapping_add(block.bytes));
+        if run.falls_through {
+            cpu.rip = cpu.wrap_ip(cpu.rip.wrapping_add(bytes));
         }
         Ok(())
     }
@@ -265,8 +261,8 @@ impl SoftEngine {
         let cpu = &mut self.cpu;
         let linear = cpu.code_linear(cpu.rip)?;
         let place = Place::new(cpu, linear);
-        if let Some(block) = self.jumps.find(place) {
-            return Ok(Next::Block(block));
+        if let Some(run) = self.jumps.find(place) {
+            return Ok(Next::Block(run));
         }
         self.next_slow(linear)
     }
@@ -276,23 +272,20 @@ impl SoftEngine {
         let cpu = &mut self.cpu;
         let page = cpu.fetch_page(linear)?;
         let gpa = page.gpa | linear & 0xfff;
-        let id = match self.blocks.find(gpa, cpu.code_mode) {
-            Some(id) => id,
+        let run = match self.blocks.find(gpa, cpu.code_mode) {
+            Some(run) => run,
             None => match self.decode_block(gpa) {
-                Some(id) => id,
+                Some(run) => run,
                 None => return self.straddling(linear),
             },
         };
-        let Some(block) = self.blocks.get(id) else {
-            unreachable!("a block just found or made");
-        };
         // Decoding may have dropped blocks: the place is that of now.
-        self.jumps.insert(Place::new(&self.cpu, linear), block);
-        Ok(Next::Block(block))
+        self.jumps.insert(Place::new(&self.cpu, linear), run);
+        Ok(Next::Block(run))
     }
 
     /// Decodes the block at `gpa`; None if its first instruction goes on in the next page.
-    fn decode_block(&mut self, gpa: u64) -> Option<BlockId> {
+    fn decode_block(&mut self, gpa: u64) -> Option<Run> {
         let mode = self.cpu.code_mode;
         let mut buf = [0; MAX_OPS * 15];
         let room = (0x1000 - (gpa & 0xfff)) as usize;
@@ -324,7 +317,7 @@ impl SoftEngine {
         let block = Block {
             ops: ops.into_boxed_slice(),
             gpa,
-            bytes: at as u64,
+            bytes: at as u16,
             falls_through,
         };
         Some(self.blocks.insert(block, mode))

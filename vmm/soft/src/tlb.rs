@@ -118,6 +118,8 @@ pub struct Current {
     pub read: *const Entry,
     pub write: *const Entry,
     pub fetch: *const Entry,
+    /// Tells fetch tables apart: below 64.
+    pub fetch_id: u64,
 }
 
 // SAFETY: points into boxes owned by the `Tlb` beside it, which moves with it.
@@ -129,7 +131,7 @@ pub struct Tlb {
     current: usize,
     clock: u64,
     /// Grows whenever an entry may have been dropped: what was derived from a fetch entry in a
-    /// table (by its address) holds while this does not change.
+    /// table (by its `fetch_id`) holds while this does not change.
     pub generation: u64,
 }
 
@@ -140,6 +142,11 @@ pub fn slot(linear: u64) -> usize {
 }
 
 fn table(mode: Mode, kind: Kind) -> usize {
+    // SMAP does not concern fetches: one table, so that STAC and CLAC keep what is known of code.
+    let mode = match (mode, kind) {
+        (Mode::SupervisorSmap, Kind::Fetch) => Mode::Supervisor,
+        _ => mode,
+    };
     mode as usize * 3 + kind as usize
 }
 
@@ -189,6 +196,7 @@ impl Tlb {
             read: t[table(mode, Kind::Read)].as_ptr(),
             write: t[table(mode, Kind::Write)].as_ptr(),
             fetch: t[table(mode, Kind::Fetch)].as_ptr(),
+            fetch_id: (self.current * 3 + table(mode, Kind::Fetch) / 3) as u64,
         }
     }
 
