@@ -223,4 +223,36 @@ proptest! {
         hostile.extend(payload);
         prop_assert!(chunk::Chunk::decode(&hostile).is_err());
     }
+
+    /// Right checksums around a wrong about or state section: an error or another state, no panic,
+    /// and no memory taken because a length says so.
+    #[test]
+    fn hostile_sections_do_not_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        in_state in any::<bool>(),
+        cut in any::<prop::sample::Index>(),
+        keep in any::<bool>(),
+    ) {
+        let mut parts = [
+            serde_json::to_vec(&machine().about).unwrap(),
+            postcard::to_stdvec(&machine().state).unwrap(),
+        ];
+        let part = &mut parts[usize::from(in_state)];
+        for (at, byte) in edits {
+            let at = at.index(part.len());
+            part[at] = byte;
+        }
+        if !keep {
+            part.truncate(cut.index(part.len()));
+        }
+        let mut bytes = Vec::new();
+        let mut writer = Writer::begin(&mut bytes).unwrap();
+        writer.section(Kind::About, &parts[0]).unwrap();
+        writer.section(Kind::State, &parts[1]).unwrap();
+        writer.end().unwrap();
+        let ram = GuestRam::new(RAM).unwrap();
+        if let Ok(read) = read(&bytes, &ram) {
+            prop_assert_eq!(read.about.ram_bytes, RAM);
+        }
+    }
 }
