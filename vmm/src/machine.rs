@@ -162,13 +162,15 @@ impl Machine {
             if let Some(off) = self.core.off {
                 return Ok(Stop::Off(off));
             }
-            if entry == Entry::Resume {
+            // An interrupt enters only on the way forward: at `until` more may yet happen before it,
+            // and where the caller looks around must not matter to the guest.
+            if entry == Entry::Resume && self.position().count < until {
                 self.offer_interrupt()?;
             }
             let exit = self.engine.run(Some(until), entry)?;
             entry = match exit {
                 Exit::Pending(read) => Entry::Answer(self.answer(read)),
-                Exit::Boundary(boundary) => match self.at_boundary(boundary)? {
+                Exit::Boundary(boundary) => match self.at_boundary(boundary, until)? {
                     Some(stop) => return Ok(stop),
                     None => Entry::Resume,
                 },
@@ -299,7 +301,12 @@ impl Machine {
         postcard::to_stdvec(&self.core).expect("the devices' state is plain data")
     }
 
-    fn at_boundary(&mut self, boundary: Boundary) -> Result<Option<Stop>, MachineError> {
+    fn at_boundary(
+        &mut self,
+        boundary: Boundary,
+        until: u64,
+    ) -> Result<Option<Stop>, MachineError> {
+        let goes_on = self.position().count < until;
         match boundary {
             Boundary::Reached => return Ok(Some(Stop::Reached)),
             Boundary::IoWrite { port, size, value } => {
@@ -322,11 +329,12 @@ impl Machine {
             } => self.power_off(),
             Boundary::Halt {
                 interrupts_enabled: true,
-            } if self.core.board.interrupt_pending() => {}
+            } if goes_on && self.core.board.interrupt_pending() => {}
             Boundary::Halt {
                 interrupts_enabled: true,
             } => return Ok(Some(Stop::Idle)),
-            Boundary::Window => {}
+            Boundary::Window if goes_on => {}
+            Boundary::Window => return Ok(Some(Stop::Reached)),
             Boundary::Shutdown => self.reset()?,
         }
         Ok(self.has_outputs().then_some(Stop::Output))
