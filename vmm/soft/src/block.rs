@@ -7,9 +7,10 @@
 
 #![allow(unsafe_code)]
 
-use crate::hash::IntMap;
+use std::ptr::NonNull;
 
 use crate::cpu::CodeMode;
+use crate::hash::IntMap;
 use crate::op::Op;
 
 /// Most instructions of a block.
@@ -32,11 +33,12 @@ pub struct Block {
 
 impl Block {
     fn run(&self) -> Run {
+        let shape = u32::from(self.bytes)
+            | (self.ops.len() as u32) << 16
+            | u32::from(self.falls_through) << 24;
         Run {
-            ops: self.ops.as_ptr(),
-            len: self.ops.len() as u16,
-            bytes: self.bytes,
-            falls_through: self.falls_through,
+            ops: NonNull::from(&*self.ops).cast(),
+            shape,
         }
     }
 }
@@ -47,30 +49,22 @@ type BlockId = u32;
 /// What it takes to run a block: a view of it that holds until blocks are dropped.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
-    ops: *const Op,
-    pub len: u16,
-    /// Length in bytes.
-    pub bytes: u16,
-    /// The last op does not end the block: the run loop goes on behind it.
-    pub falls_through: bool,
+    ops: NonNull<Op>,
+    /// Length in bytes (16 bits), number of ops (8), falls through (1): in one word, so that it
+    /// travels in a register.
+    shape: u32,
 }
 
 // SAFETY: the pointer is to a block of the engine that owns the run, and moves with it.
 unsafe impl Send for Run {}
 
-impl Default for Run {
-    /// Of no block: it has no ops.
-    fn default() -> Self {
-        Self {
-            ops: std::ptr::NonNull::dangling().as_ptr(),
-            len: 0,
-            bytes: 0,
-            falls_through: false,
-        }
-    }
-}
-
 impl Run {
+    /// Of no block: it has no ops.
+    pub const NOTHING: Self = Self {
+        ops: NonNull::dangling(),
+        shape: 0,
+    };
+
     /// The ops.
     ///
     /// # Safety
@@ -79,7 +73,25 @@ impl Run {
     pub unsafe fn ops<'a>(self) -> &'a [Op] {
         // SAFETY: by the caller's promise the block's box of `len` ops is alive; blocks are not
         // changed once made.
-        unsafe { std::slice::from_raw_parts(self.ops, usize::from(self.len)) }
+        unsafe { std::slice::from_raw_parts(self.ops.as_ptr(), self.len() as usize) }
+    }
+
+    /// Number of ops.
+    #[inline(always)]
+    pub fn len(self) -> u64 {
+        u64::from(self.shape >> 16 & 0xff)
+    }
+
+    /// Length in bytes.
+    #[inline(always)]
+    pub fn bytes(self) -> u64 {
+        u64::from(self.shape & 0xffff)
+    }
+
+    /// The last op does not end the block: the run loop goes on behind it.
+    #[inline(always)]
+    pub fn falls_through(self) -> bool {
+        self.shape >> 24 != 0
     }
 }
 

@@ -32,15 +32,11 @@ pub struct SoftEngine {
     pending: Option<PendingRead>,
     /// What waits for the answer: an instruction, or the delivery of an exception.
     delivering: Option<Exception>,
+    /// The last instruction that straddled two pages, which is not in the cache; whether it ends
+    /// its block.
+    straddler: Option<(Op, bool)>,
     /// Keeps the RAM mapped.
     _memory: Box<dyn Any + Send + Sync>,
-}
-
-/// Where the next instruction is.
-enum Next {
-    Block(Run),
-    /// An instruction that is not in the cache: it straddles two pages.
-    Single(Op, bool),
 }
 
 impl SoftEngine {
@@ -67,6 +63,7 @@ impl SoftEngine {
             jumps: JumpCache::new(),
             pending: None,
             delivering: None,
+            straddler: None,
             _memory: Box::new(Arc::clone(memory)),
         };
         engine.set_state(&CpuState::at_reset())?;
@@ -88,8 +85,8 @@ impl SoftEngine {
             }
             let result = match self.next() {
                 _ if step && self.at_breakpoint() => Err(Stop),
-                Ok(Next::Single(op, ends)) => self.step(&op, ends),
-                Ok(Next::Block(run)) => self.enter(run, left, step),
+                Ok(Some(run)) => self.enter(run, left, step),
+                Ok(None) => self.step_straddler(),
                 Err(stop) => Err(stop),
             };
             step = false;
@@ -111,9 +108,9 @@ impl SoftEngine {
         // SAFETY: blocks are dropped only by `drop_written_code` and `decode_block`, neither of
         // which runs before this returns; what was dropped is not found.
         let ops = unsafe { run.ops() };
-        let (len, bytes) = (u64::from(run.len), u64::from(run.bytes));
+        let (len, bytes) = (run.len(), run.bytes());
         if step || len > left || !self.cpu.within_code_segment(bytes) {
-            let ends = len == 1 && !run.falls_through;
+            let ends = len == 1 && !run.falls_through();
             return self.step(&ops[0], ends);
         }
         let cpu = &mut self.cpu;
@@ -126,7 +123,7 @@ impl SoftEngine {
             }
         }
         cpu.count += len;
-        if run.falls_through {
+        if run.falls_through() {
             cpu.rip = cpu.wrap_ip(cpu.rip.wrapping_add(bytes));
         }
         Ok(())
@@ -256,19 +253,28 @@ impl SoftEngine {
         }
     }
 
-    /// The block or instruction at CS:RIP.
-    fn next(&mut self) -> Result<Next, Stop> {
+    fn step_straddler(&mut self) -> Result<(), Stop> {
+        match self.straddler {
+            Some((op, ends)) => self.step(&op, ends),
+            None => Ok(()),
+        }
+    }
+
+    /// The block at CS:RIP, or None: the straddling instruction.
+    #[inline(always)]
+    fn next(&mut self) -> Result<Option<Run>, Stop> {
         let cpu = &mut self.cpu;
         let linear = cpu.code_linear(cpu.rip)?;
         let place = Place::new(cpu, linear);
         if let Some(run) = self.jumps.find(place) {
-            return Ok(Next::Block(run));
+            return Ok(Some(run));
         }
         self.next_slow(linear)
     }
 
     #[cold]
-    fn next_slow(&mut self, linear: u64) -> Result<Next, Stop> {
+    #[inline(never)]
+    fn next_slow(&mut self, linear: u64) -> Result<Option<Run>, Stop> {
         let cpu = &mut self.cpu;
         let page = cpu.fetch_page(linear)?;
         let gpa = page.gpa | linear & 0xfff;
@@ -276,12 +282,15 @@ impl SoftEngine {
             Some(run) => run,
             None => match self.decode_block(gpa) {
                 Some(run) => run,
-                None => return self.straddling(linear),
+                None => {
+                    self.straddling(linear)?;
+                    return Ok(None);
+                }
             },
         };
         // Decoding may have dropped blocks: the place is that of now.
         self.jumps.insert(Place::new(&self.cpu, linear), run);
-        Ok(Next::Block(run))
+        Ok(Some(run))
     }
 
     /// Decodes the block at `gpa`; None if its first instruction goes on in the next page.
@@ -324,7 +333,7 @@ impl SoftEngine {
     }
 
     /// Decodes an instruction that may go on in the next page.
-    fn straddling(&mut self, linear: u64) -> Result<Next, Stop> {
+    fn straddling(&mut self, linear: u64) -> Result<(), Stop> {
         let cpu = &mut self.cpu;
         let mut bytes = [0; 15];
         let head = bytes.len().min((0x1000 - (linear & 0xfff)) as usize);
@@ -336,7 +345,10 @@ impl SoftEngine {
             cpu.phys.read_code(second.gpa, &mut bytes[head..]);
         }
         match decode(&bytes, cpu.code_mode, 0, &mut cpu.native) {
-            Ok(d) => Ok(Next::Single(d.op, d.ends)),
+            Ok(d) => {
+                self.straddler = Some((d.op, d.ends));
+                Ok(())
+            }
             Err(DecodeError::TooLong | DecodeError::NeedMore) => Err(cpu.raise_gp(0)),
         }
     }

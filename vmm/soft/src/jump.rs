@@ -47,7 +47,7 @@ impl JumpCache {
         let nothing = Entry {
             linear: 0,
             stamp: 0,
-            run: Run::default(),
+            run: Run::NOTHING,
         };
         let entries: Box<[Entry]> = vec![nothing; SLOTS].into_boxed_slice();
         match entries.try_into() {
