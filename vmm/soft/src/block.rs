@@ -100,7 +100,8 @@ impl Run {
 pub struct BlockCache {
     blocks: Vec<Option<Block>>,
     free: Vec<BlockId>,
-    by_key: IntMap<BlockId>,
+    /// With the run, so that finding a block takes one access.
+    by_key: IntMap<(Run, BlockId)>,
     by_page: IntMap<Vec<BlockId>>,
 }
 
@@ -111,8 +112,7 @@ fn key(gpa: u64, mode: CodeMode) -> u64 {
 impl BlockCache {
     /// The block at `gpa` for code of `mode`.
     pub fn find(&self, gpa: u64, mode: CodeMode) -> Option<Run> {
-        let id = *self.by_key.get(&key(gpa, mode))?;
-        self.blocks.get(id as usize)?.as_ref().map(Block::run)
+        self.by_key.get(&key(gpa, mode)).map(|(run, _)| *run)
     }
 
     /// Whether the cache is to be emptied before the next insert.
@@ -134,7 +134,7 @@ impl BlockCache {
                 (self.blocks.len() - 1) as BlockId
             }
         };
-        self.by_key.insert(key, id);
+        self.by_key.insert(key, (run, id));
         self.by_page.entry(gpa >> 12).or_default().push(id);
         run
     }
@@ -165,7 +165,7 @@ impl BlockCache {
         for gpa in dropped {
             for mode in [CodeMode::Bits16, CodeMode::Bits32, CodeMode::Bits64] {
                 let key = key(gpa, mode);
-                if let Some(&id) = self.by_key.get(&key)
+                if let Some(&(_, id)) = self.by_key.get(&key)
                     && self.blocks[id as usize].is_none()
                 {
                     self.by_key.remove(&key);

@@ -7,7 +7,7 @@
 use crate::block::Run;
 use crate::cpu::Cpu;
 
-const SLOTS: usize = 1 << 14;
+const SLOTS: usize = 1 << 15;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -58,7 +58,7 @@ impl JumpCache {
 
     #[inline(always)]
     fn slot(linear: u64) -> usize {
-        (linear ^ linear >> 14) as usize & (SLOTS - 1)
+        (linear ^ linear >> 15) as usize & (SLOTS - 1)
     }
 
     /// The block at `place`, if known. It lives until blocks are dropped.
