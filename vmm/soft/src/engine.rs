@@ -23,6 +23,9 @@ use crate::op::Op;
 use crate::phys::{Phys, Region};
 use crate::stop::{Exception, Stop, StopReason, vector};
 
+/// Exceptions in a row, without an instruction that retires, after which the vCPU shuts down.
+const MAX_EXCEPTIONS: u32 = 1 << 16;
+
 /// The software CPU.
 pub struct SoftEngine {
     cpu: Cpu,
@@ -32,6 +35,8 @@ pub struct SoftEngine {
     pending: Option<PendingRead>,
     /// What waits for the answer: an instruction, or the delivery of an exception.
     delivering: Option<Exception>,
+    /// Exceptions delivered since an instruction retired, and the count at which they were.
+    stuck: (u64, u32),
     /// The last instruction that straddled two pages, which is not in the cache; whether it ends
     /// its block.
     straddler: Option<(Op, bool)>,
@@ -63,6 +68,7 @@ impl SoftEngine {
             jumps: JumpCache::new(),
             pending: None,
             delivering: None,
+            stuck: (0, 0),
             straddler: None,
             _memory: Box::new(Arc::clone(memory)),
         };
@@ -194,6 +200,10 @@ impl SoftEngine {
     fn deliver(&mut self, exception: Exception) -> Option<PendingRead> {
         self.delivering = None;
         self.pending = None;
+        if self.is_stuck() {
+            self.cpu.shut_down();
+            return None;
+        }
         self.cpu.external.restart();
         self.cpu.stepping = true;
         let result = self.cpu.deliver(exception);
@@ -204,6 +214,17 @@ impl SoftEngine {
         }
         self.cpu.external.finish();
         None
+    }
+
+    /// Whether handlers fault at their first instruction for ever. A processor would then take
+    /// exceptions until it is reset; here the position would stand still and `run` never return.
+    fn is_stuck(&mut self) -> bool {
+        let count = self.cpu.count;
+        self.stuck = match self.stuck {
+            (at, n) if at == count => (at, n + 1),
+            _ => (count, 0),
+        };
+        self.stuck.1 >= MAX_EXCEPTIONS
     }
 
     /// Looks after the bits of `attention`. Some: an exit.
@@ -443,6 +464,8 @@ impl Engine for SoftEngine {
         self.cpu.set_state(state).map_err(EngineError::BadState)?;
         self.pending = None;
         self.delivering = None;
+        self.stuck = (0, 0);
+        self.cpu.external.clear();
         self.cpu.mmu.tlb.generation += 1;
         Ok(())
     }

@@ -138,7 +138,7 @@ impl Cpu {
     }
 
     /// Triple fault.
-    fn shut_down(&mut self) {
+    pub fn shut_down(&mut self) {
         self.shutdown = true;
         self.attention |= attention::SHUTDOWN;
     }

@@ -43,9 +43,10 @@ impl External {
         self.exits.pop_front()
     }
 
-    /// Whether no write is queued.
-    pub fn is_empty(&self) -> bool {
-        self.exits.is_empty()
+    /// Forgets everything: another state is set.
+    pub fn clear(&mut self) {
+        self.finish();
+        self.exits.clear();
     }
 }
 

@@ -9,9 +9,6 @@ pub trait Width: Copy + PartialEq + Send + 'static {
     fn from_le(bytes: &[u8]) -> Self;
     /// Writes `BYTES` bytes to the start of `bytes`.
     fn write_le(self, bytes: &mut [u8]);
-    /// Zero-extends or truncates.
-    fn from_u128(v: u128) -> Self;
-    fn to_u128(self) -> u128;
 }
 
 macro_rules! width {
@@ -28,14 +25,6 @@ macro_rules! width {
             #[inline(always)]
             fn write_le(self, bytes: &mut [u8]) {
                 bytes[..size_of::<$t>()].copy_from_slice(&self.to_le_bytes());
-            }
-            #[inline(always)]
-            fn from_u128(v: u128) -> Self {
-                v as $t
-            }
-            #[inline(always)]
-            fn to_u128(self) -> u128 {
-                u128::from(self)
             }
         }
     )*};
