@@ -273,10 +273,8 @@ impl Machine {
 
     /// Whether the disk request `id` is a read in flight.
     pub fn is_read(&self, id: u64) -> bool {
-        let pending = self.core.board.pending_disk();
-        pending
-            .iter()
-            .any(|request| request.id == id && request.op == DiskOp::Read)
+        let request = self.core.board.pending_request(id);
+        request.is_some_and(|request| request.op == DiskOp::Read)
     }
 
     /// Cuts the power: the next thing that the machine puts out is that it is off.

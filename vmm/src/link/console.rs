@@ -57,7 +57,7 @@ impl Console {
         state.scrollback.extend(bytes);
         let excess = state.scrollback.len().saturating_sub(SCROLLBACK);
         state.scrollback.drain(..excess);
-        state.to_file(bytes);
+        state.write_file(bytes);
         let chunk = Bytes::copy_from_slice(bytes);
         state
             .watchers
@@ -77,7 +77,7 @@ impl Console {
 }
 
 impl State {
-    fn to_file(&mut self, bytes: &[u8]) {
+    fn write_file(&mut self, bytes: &[u8]) {
         let Some(file) = &mut self.file else { return };
         if let Err(why) = file.write_all(bytes) {
             tracing::warn!(%why, "the console file cannot be written; going on without it");

@@ -1,11 +1,17 @@
 //! The link to the shared disk.
 //!
 //! Requests are kept until they are answered; when the disk server was restarted, or the replica
-//! went live in a new view, all that are not answered are sent again: reads and block writes may be
-//! done twice (the design's rule 7). A server that says that the view is over fences the replica.
+//! won a new view, all that are not answered are sent again on the new connection: reads and block
+//! writes may be done twice (the design's rule 7). A request is in flight once: it is sent again
+//! only when the connection on which it was sent is closed, and answers are taken only from the
+//! present one, or an old copy of a write could land on top of a newer write.
+//!
+//! Two locks, always taken in this order: `wire`, held while a request is put on the socket, which
+//! may block; and `open`, held for moments. The thread that takes answers needs only the latter, so
+//! that a full socket in one direction never stops the other.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crossbeam_channel::Sender;
 use devices::{DiskOp, DiskRequest};
@@ -20,17 +26,22 @@ use super::{Arrival, CONNECT_TIMEOUT, Closed, DiskAnswer, RECONNECT_PAUSE, lock,
 const SECTOR: u64 = 512;
 
 #[derive(Clone)]
-pub struct DiskLink {
-    state: Arc<Mutex<State>>,
+pub struct DiskLink(Arc<Link>);
+
+struct Link {
+    addr: String,
+    /// The sending half of the present connection; `None` while there is none.
+    wire: Mutex<Option<NbdSender>>,
+    open: Mutex<Open>,
+    /// The export has changed, or the link is closed.
+    changed: Condvar,
     closed: Closed,
 }
 
-struct State {
-    addr: String,
+struct Open {
     export: ExportName,
     /// Issued and not answered, by id.
-    open: BTreeMap<u64, DiskRequest>,
-    sender: Option<NbdSender>,
+    requests: BTreeMap<u64, Arc<DiskRequest>>,
     closer: Option<NbdCloser>,
 }
 
@@ -45,58 +56,74 @@ impl DiskLink {
         let client = NbdClient::connect(addr, &export, CONNECT_TIMEOUT)?;
         let size = client.info().size;
         let (sender, receiver) = client.split();
-        let state = State {
-            addr: addr.to_owned(),
+        let open = Open {
             export,
-            open: BTreeMap::new(),
+            requests: BTreeMap::new(),
             closer: Some(sender.closer()?),
-            sender: Some(sender),
         };
-        let link = Self {
-            state: Arc::new(Mutex::new(state)),
+        let link = Self(Arc::new(Link {
+            addr: addr.to_owned(),
+            wire: Mutex::new(Some(sender)),
+            open: Mutex::new(open),
+            changed: Condvar::new(),
             closed: Closed::default(),
-        };
+        }));
         let keeper = link.clone();
-        spawn("disk", move || keeper.keep(receiver, &arrivals))
-            .map_err(|error| NbdError::from(std::io::Error::other(error)))?;
+        spawn("disk", move || keeper.0.keep(receiver, &arrivals)).map_err(NbdError::from)?;
         Ok((link, size))
     }
 
     /// Issues a request; its answer comes as an arrival. Never fails: while the server is away the
     /// request waits.
     pub fn submit(&self, request: DiskRequest) {
-        let mut state = lock(&self.state);
-        if let Some(sender) = &mut state.sender
+        let request = Arc::new(request);
+        let mut wire = lock(&self.0.wire);
+        lock(&self.0.open)
+            .requests
+            .insert(request.id, Arc::clone(&request));
+        if let Some(sender) = wire.as_mut()
             && let Err(why) = send(sender, &request)
         {
             tracing::debug!(%why, "disk request waits for a new connection");
-            state.disconnect();
+            *wire = None;
+            self.0.hang_up();
         }
-        state.open.insert(request.id, request);
     }
 
     /// Leaves the present connection for one that belongs to another view.
     pub fn reopen(&self, export: ExportName) {
-        let mut state = lock(&self.state);
-        state.export = export;
-        state.disconnect();
+        lock(&self.0.open).export = export;
+        self.0.hang_up();
+        self.0.changed.notify_all();
     }
 
     /// Requests issued and not answered.
     pub fn in_flight(&self) -> usize {
-        lock(&self.state).open.len()
+        lock(&self.0.open).requests.len()
     }
 
     /// Ends the link; nothing is sent or received any more.
     pub fn close(&self) {
-        self.closed.set();
-        lock(&self.state).disconnect();
+        self.0.closed.set();
+        self.0.hang_up();
+        self.0.changed.notify_all();
+    }
+}
+
+impl Link {
+    /// Closes the connection, which ends a send or a receive that blocks on it.
+    fn hang_up(&self) {
+        if let Some(closer) = lock(&self.open).closer.take() {
+            closer.close();
+        }
     }
 
     /// The link's thread: takes answers, and connects again.
     fn keep(&self, mut receiver: NbdReceiver, arrivals: &Sender<Arrival>) {
         loop {
             let why = self.receive(&mut receiver, arrivals);
+            self.hang_up();
+            *lock(&self.wire) = None;
             if self.closed.is_set() {
                 return;
             }
@@ -115,11 +142,17 @@ impl DiskLink {
                 Ok(reply) => reply,
                 Err(why) => return why,
             };
+            // The view is over, or the server ends: neither success nor failure of the request.
             if matches!(reply.result, Err(Errno::SHUTDOWN)) {
                 return NbdError::Refused(Errno::SHUTDOWN);
             }
-            if lock(&self.state).open.remove(&reply.handle).is_none() {
-                continue; // answered already, before a reconnection
+            {
+                let mut open = lock(&self.open);
+                // Without its closer this connection has been left.
+                if open.closer.is_none() {
+                    return NbdError::Closed;
+                }
+                open.requests.remove(&reply.handle);
             }
             let answer = DiskAnswer {
                 id: reply.handle,
@@ -135,17 +168,10 @@ impl DiskLink {
     fn reconnect(&self, arrivals: &Sender<Arrival>) -> Option<NbdReceiver> {
         let mut told = false;
         while !self.closed.is_set() {
-            let (addr, export) = {
-                let state = lock(&self.state);
-                (state.addr.clone(), state.export.clone())
-            };
-            match NbdClient::connect(&addr, &export, CONNECT_TIMEOUT) {
+            let export = lock(&self.open).export.clone();
+            match NbdClient::connect(&self.addr, &export, CONNECT_TIMEOUT) {
                 Ok(client) => {
-                    let mut state = lock(&self.state);
-                    // Otherwise the replica went live meanwhile: this connection is of an old view.
-                    if state.export == export
-                        && let Some(receiver) = state.take_over(client)
-                    {
+                    if let Some(receiver) = self.take_over(client, &export) {
                         return Some(receiver);
                     }
                 }
@@ -165,37 +191,44 @@ impl DiskLink {
         None
     }
 
+    /// Makes `client` the connection and sends what is open. `None`: it broke again, or the export
+    /// has changed meanwhile.
+    fn take_over(&self, client: NbdClient, export: &ExportName) -> Option<NbdReceiver> {
+        let (mut sender, receiver) = client.split();
+        let closer = sender.closer().ok()?;
+        let mut wire = lock(&self.wire);
+        let requests: Vec<_> = {
+            let mut open = lock(&self.open);
+            if open.export != *export || self.closed.is_set() {
+                return None;
+            }
+            open.closer = Some(closer);
+            open.requests.values().cloned().collect()
+        };
+        for request in requests {
+            send(&mut sender, &request).ok()?;
+        }
+        *wire = Some(sender);
+        Some(receiver)
+    }
+
     /// The view of `export` is over. The vCPU's thread is told; if this replica itself is live in
     /// the next view, the link gets another export.
     fn fenced(&self, export: &ExportName, reason: String, arrivals: &Sender<Arrival>) {
         let fenced = Arrival::Fenced {
             by: "the disk server",
+            view: export.view.as_ref().map_or(0, |tag| tag.view),
             reason,
         };
+        // Without a vCPU nobody needs to know.
         let _ = arrivals.send(fenced);
-        while !self.closed.is_set() && lock(&self.state).export == *export {
-            std::thread::sleep(RECONNECT_PAUSE / 10);
+        let mut open = lock(&self.open);
+        while !self.closed.is_set() && open.export == *export {
+            open = self
+                .changed
+                .wait(open)
+                .unwrap_or_else(PoisonError::into_inner);
         }
-    }
-}
-
-impl State {
-    fn disconnect(&mut self) {
-        self.sender = None;
-        if let Some(closer) = self.closer.take() {
-            closer.close();
-        }
-    }
-
-    /// Makes `client` the connection and sends what is open. `None`: it broke again.
-    fn take_over(&mut self, client: NbdClient) -> Option<NbdReceiver> {
-        let (mut sender, receiver) = client.split();
-        self.closer = Some(sender.closer().ok()?);
-        for request in self.open.values() {
-            send(&mut sender, request).ok()?;
-        }
-        self.sender = Some(sender);
-        Some(receiver)
     }
 }
 

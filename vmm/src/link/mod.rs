@@ -33,8 +33,12 @@ pub enum Arrival {
     Disk(DiskAnswer),
     /// Somebody typed at a console.
     Typed(ConsoleLine, Bytes),
-    /// A server refuses this replica because a later view is live.
-    Fenced { by: &'static str, reason: String },
+    /// A server refuses this replica, as one of `view`, because a later view is live.
+    Fenced {
+        by: &'static str,
+        view: u64,
+        reason: String,
+    },
     /// Something else changed that the vCPU's thread looks at: it only needs to wake up.
     Wake,
 }

@@ -135,6 +135,7 @@ impl NetLink {
                 Err(NetportError::Refused(reason)) => {
                     let _ = arrivals.send(Arrival::Fenced {
                         by: "the switch",
+                        view: spec.hello.view,
                         reason,
                     });
                     self.wait_for_later_view(spec.hello.view);
@@ -192,6 +193,7 @@ fn receive(connection: u64, receiver: &mut NetportReceiver, arrivals: &Sender<Ar
                 let reason = format!("a replica of view {view} is live");
                 let _ = arrivals.send(Arrival::Fenced {
                     by: "the switch",
+                    view: view.saturating_sub(1),
                     reason,
                 });
                 return Ended::Fenced { view };

@@ -28,7 +28,6 @@ pub struct Api {
     pub commands: Sender<Command>,
     pub arrivals: Sender<Arrival>,
     pub serial: Console,
-    pub virtio: Console,
     pub log_addr: Option<String>,
     pub started: Instant,
 }

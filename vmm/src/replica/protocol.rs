@@ -185,11 +185,6 @@ impl Protocol {
         state.hazards.write_done(id);
     }
 
-    /// Whether an entry is due so that the backup need not stand.
-    pub fn progress_due(&self) -> bool {
-        self.call(|state, now| state.replica.primary().is_some_and(|p| p.progress_due(now)))
-    }
-
     // For the replaying vCPU's thread.
 
     /// Waits for the next entry.
@@ -270,13 +265,13 @@ impl Protocol {
         self.call(|state, now| state.replica.register_answered(now, answer));
     }
 
-    /// A server refuses this replica because of a later view. While this replica itself claims a
-    /// view that is to be expected; otherwise it has lost its view, and the register will say so.
-    pub fn fenced(&self, by: &str, reason: &str) {
-        tracing::warn!(by, reason, "fenced");
+    /// A server refuses this replica as one of `view`. From before a view that it has won itself
+    /// that says nothing new; otherwise it has lost its view, and the register will say so.
+    pub fn fenced(&self, by: &str, view: u64, reason: &str) {
         self.call(|state, now| {
-            if matches!(state.replica.phase(), Phase::Protected | Phase::Replaying) {
-                state.replica.closed(now);
+            if view >= state.replica.view().number {
+                tracing::warn!(by, view, reason, "fenced");
+                state.replica.fenced(now);
             }
         });
     }
@@ -397,6 +392,7 @@ impl Inner {
             Effect::Live(view) => {
                 tracing::info!(%view, "live");
                 state.hazards.no_backup();
+                self.timeline.log_consumed();
                 self.timeline.live();
                 self.outlet.release(Release::Live(view));
             }

@@ -193,7 +193,7 @@ impl Recorder {
                 }
             }
             Arrival::Typed(line, bytes) => self.queues.typed.push_back((line, bytes)),
-            Arrival::Fenced { by, reason } => self.protocol.fenced(by, &reason),
+            Arrival::Fenced { by, view, reason } => self.protocol.fenced(by, view, &reason),
             Arrival::Wake => {}
         }
         Ok(())

@@ -217,7 +217,6 @@ pub(super) fn prepare(spec: Spec) -> Result<Ready, SetupError> {
         commands: to_vcpu,
         arrivals: arrivals_in,
         serial: outside.serial,
-        virtio: outside.virtio_console,
         log_addr: log_addr.map(|addr| addr.to_string()),
         started: std::time::Instant::now(),
     };
@@ -414,7 +413,7 @@ fn board(config: &Config, disk_bytes: Option<u64>) -> BoardSpec {
 }
 
 fn resume(
-    path: &PathBuf,
+    path: &std::path::Path,
     engine: Box<soft::SoftEngine>,
     ram: GuestRam,
     boot: BootSpec,
@@ -426,11 +425,11 @@ fn resume(
         }
     })
     .map_err(|source| SetupError::Load {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
     let foreign = |what: &str| SetupError::Foreign {
-        path: path.clone(),
+        path: path.to_owned(),
         what: what.to_owned(),
     };
     let info = engine::Engine::info(engine.as_ref());
