@@ -275,9 +275,13 @@ impl Shift for Rcl {
     #[inline(always)]
     fn run<T: Arith>(a: T, count: u32, status: &mut u64) -> T {
         let n = count % (T::BITS + 1);
+        if n == 0 {
+            // All the way round: flags stay too.
+            return a;
+        }
         let bits = T::BITS + 1;
         let v = u128::from(a.to_u64()) | u128::from(*status & CF) << T::BITS;
-        let wide = if n == 0 { v } else { v << n | v >> (bits - n) };
+        let wide = v << n | v >> (bits - n);
         let result = T::from_u64(wide as u64);
         let carry = wide >> T::BITS & 1 != 0;
         rotate_flags(status, carry, carry != (result.to_u64() & T::SIGN != 0));
@@ -290,9 +294,13 @@ impl Shift for Rcr {
     #[inline(always)]
     fn run<T: Arith>(a: T, count: u32, status: &mut u64) -> T {
         let n = count % (T::BITS + 1);
+        if n == 0 {
+            // All the way round: flags stay too.
+            return a;
+        }
         let bits = T::BITS + 1;
         let v = u128::from(a.to_u64()) | u128::from(*status & CF) << T::BITS;
-        let wide = if n == 0 { v } else { v >> n | v << (bits - n) };
+        let wide = v >> n | v << (bits - n);
         let result = T::from_u64(wide as u64);
         let carry = wide >> T::BITS & 1 != 0;
         rotate_flags(status, carry, top_two_differ::<T>(result.to_u64()));

@@ -241,6 +241,7 @@ fn lmsw_r(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 fn lmsw_m(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    cpu.require_supervisor()?;
     let v = crate::system::operand::<u16>(cpu, op)?;
     lmsw(cpu, op, u64::from(v))
 }

@@ -148,7 +148,7 @@ impl<'a> Decoding<'a> {
         if !has_memory {
             return;
         }
-        self.op.seg = segment(ins.memory_segment());
+        self.op.seg = memory_segment(ins, self.mode);
         self.op.scale = ins.memory_index_scale().trailing_zeros() as u8;
         self.op.idx = register(ins.memory_index());
         self.op.base = register(ins.memory_base());
@@ -227,6 +227,19 @@ pub fn segment(r: Register) -> u8 {
     }
 }
 
+/// The segment of the memory operand. In 64-bit mode overrides other than FS and GS mean nothing
+/// (SDM vol. 1, 3.3.7.1).
+pub fn memory_segment(ins: &Instruction, mode: CodeMode) -> u8 {
+    let override_counts = matches!(ins.segment_prefix(), Register::FS | Register::GS);
+    if mode != CodeMode::Bits64 || override_counts {
+        return segment(ins.memory_segment());
+    }
+    match ins.memory_base() {
+        Register::RSP | Register::ESP | Register::RBP | Register::EBP => seg::SS,
+        _ => seg::DS,
+    }
+}
+
 /// `Op::sizes` by mode and prefixes.
 fn sizes(bytes: &[u8], mode: CodeMode) -> u8 {
     let (mut osize, mut asize) = (false, false);
@@ -236,12 +249,11 @@ fn sizes(bytes: &[u8], mode: CodeMode) -> u8 {
             0x66 => osize = true,
             0x67 => asize = true,
             0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0 | 0xf2 | 0xf3 => {}
-            0x40..=0x4f if mode == CodeMode::Bits64 => {
-                wide = b & 8 != 0;
-                break;
-            }
+            0x40..=0x4f if mode == CodeMode::Bits64 => {}
             _ => break,
         }
+        // REX counts only right before the op code.
+        wide = mode == CodeMode::Bits64 && b & 0xf8 == 0x48;
     }
     let (o, a) = match mode {
         CodeMode::Bits16 => (2 + 2 * u8::from(osize), 2 + 2 * u8::from(asize)),

@@ -170,11 +170,12 @@ fn set_address(cpu: &mut Cpu, op: &Op, register: u8, v: u64) {
 fn ins(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let size = op.extra;
     let port = cpu.gpr[usize::from(reg::RDX)] as u16;
+    // Even if the count is 0.
+    cpu.check_port(port, size)?;
     let Some(left) = count(cpu, op) else {
         cpu.advance(op);
         return Ok(());
     };
-    cpu.check_port(port, size)?;
     let offset = truncate(cpu.gpr[usize::from(reg::RDI)], op.address_size());
     let at = cpu.linear(seg::ES, offset, u64::from(size), Access::Write)?;
     cpu.prepare_store(at, u64::from(size))?;
@@ -191,11 +192,12 @@ fn ins(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 fn outs(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let size = op.extra;
     let port = cpu.gpr[usize::from(reg::RDX)] as u16;
+    // Even if the count is 0.
+    cpu.check_port(port, size)?;
     let Some(left) = count(cpu, op) else {
         cpu.advance(op);
         return Ok(());
     };
-    cpu.check_port(port, size)?;
     let offset = truncate(cpu.gpr[usize::from(reg::RSI)], op.address_size());
     let at = cpu.linear(op.seg, offset, u64::from(size), Access::Read)?;
     let value = match size {

@@ -5,7 +5,9 @@
 //! instruction gets, and what is common to them: whether the instructions are enabled.
 
 mod control;
+mod moves;
 mod native;
+mod packed;
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, Register};
 
@@ -32,7 +34,9 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
     if !is_offered(d.ins) {
         return None;
     }
-    control::decode(d).or_else(|| native::decode(d))
+    control::decode(d)
+        .or_else(|| moves::decode(d))
+        .or_else(|| native::decode(d))
 }
 
 /// Whether the instruction is one of ours and CPUID offers it.

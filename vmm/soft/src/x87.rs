@@ -139,21 +139,25 @@ fn from_memory<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 fn to_memory<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.check_x87_waiting()?;
     let linear = cpu.operand(op, N as u64, Access::Write)?;
-    cpu.prepare_store(linear, N as u64)?;
-    let mut value = [0u8; 16];
     let offset = cpu.offset(op);
-    let before = cpu.fp.fsw & X87_EXCEPTIONS;
+    let before = cpu.fp.clone();
+    let mut value = [0u8; 16];
     execute(cpu, op, value.as_mut_ptr(), Some(offset));
-    if cpu.fp.fsw & !before & !cpu.fp.fcw & NO_STORE != 0 {
+    if cpu.fp.fsw & !before.fsw & !cpu.fp.fcw & NO_STORE != 0 {
+        // The memory operand is not even looked at.
         return Ok(());
     }
-    let bytes = &value[..N];
-    match N {
-        2 => cpu.store(linear, u16::from_le_bytes([bytes[0], bytes[1]])),
-        4 => cpu.store(linear, u128::from_le_bytes(value) as u32),
-        8 => cpu.store(linear, u128::from_le_bytes(value) as u64),
-        _ => cpu.store_bytes(linear, bytes),
+    let word = u128::from_le_bytes(value);
+    let stored = match N {
+        2 => cpu.store(linear, word as u16),
+        4 => cpu.store(linear, word as u32),
+        8 => cpu.store(linear, word as u64),
+        _ => cpu.store_bytes(linear, &value[..N]),
+    };
+    if stored.is_err() {
+        cpu.fp = before;
     }
+    stored
 }
 
 /// Runs the stub on the guest's image and puts the guest's own values where the host left its

@@ -184,7 +184,7 @@ fn jmp_r64(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 
 fn call_r64(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let target = u64::get(&cpu.gpr, op.src);
-    let target = cpu.near_target(target, 8)?;
+    let target = call_target(cpu, target, 8)?;
     cpu.push_64(cpu.rip.wrapping_add(op.end()))?;
     cpu.rip = target;
     Ok(())
@@ -201,8 +201,26 @@ fn call_r<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     call_to::<T>(cpu, op, target)
 }
 
+/// As `near_target`; a fault of the push to come goes before the target's.
+#[inline(always)]
+fn call_target(cpu: &mut Cpu, target: u64, size: u8) -> Result<u64, Stop> {
+    match cpu.near_target(target, size) {
+        Ok(target) => Ok(target),
+        Err(_) => Err(call_fault(cpu, size)),
+    }
+}
+
+#[cold]
+fn call_fault(cpu: &mut Cpu, size: u8) -> Stop {
+    let reason = cpu.stop;
+    match cpu.prepare_push(size) {
+        Ok(()) => cpu.stop_for(reason),
+        Err(stop) => stop,
+    }
+}
+
 fn call_to<T: Int>(cpu: &mut Cpu, op: &Op, target: u64) -> Result<(), Stop> {
-    let target = cpu.near_target(target, T::BYTES as u8)?;
+    let target = call_target(cpu, target, T::BYTES as u8)?;
     cpu.push(T::BYTES as u8, cpu.next_ip(op))?;
     cpu.rip = target;
     Ok(())

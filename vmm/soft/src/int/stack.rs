@@ -88,6 +88,19 @@ impl Cpu {
         Ok(())
     }
 
+    /// Makes sure that a push of `size` bytes will not stop.
+    pub fn prepare_push(&mut self, size: u8) -> Result<(), Stop> {
+        let rsp = self.moved_rsp(self.gpr[RSP], 0u64.wrapping_sub(u64::from(size)));
+        self.prepare_stack(rsp, size)
+    }
+
+    fn prepare_stack(&mut self, rsp: u64, size: u8) -> Result<(), Stop> {
+        let offset = truncate(rsp, self.stack_size());
+        let linear = self.linear(seg::SS, offset, u64::from(size), Access::Write)?;
+        self.prepare_store(linear, u64::from(size))
+            .map_err(|stop| self.stack_stop(stop))
+    }
+
     /// The `size` bytes (2, 4, 8) on top of the stack, in any mode.
     pub fn peek(&mut self, size: u8) -> Result<u64, Stop> {
         self.load_stack(self.gpr[RSP], size)
@@ -308,31 +321,29 @@ fn enter(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let size = u64::from(op.extra);
     let (rsp, rbp) = (cpu.gpr[RSP], cpu.gpr[RBP]);
     let frame = cpu.moved_rsp(rsp, size.wrapping_neg());
-    let mut display = [0; 32];
-    for i in 1..level {
-        let at = cpu.moved_rsp(rbp, (size * i).wrapping_neg());
-        display[i as usize] = cpu.load_stack(at, op.extra)?;
-    }
-    display[0] = rbp;
-    if level > 0 {
-        display[level as usize] = frame;
-    }
     let words = level + 1;
     let slot = |cpu: &Cpu, i: u64| cpu.moved_rsp(rsp, (size * (i + 1)).wrapping_neg());
-    let bottom = cpu.moved_rsp(rsp, (size * words + alloc).wrapping_neg());
-    let last = truncate(bottom, cpu.stack_size());
-    // The new top of the stack must be writable too.
-    let linear = cpu.linear(seg::SS, last, size, Access::Write)?;
-    let probed = cpu.prepare_store(linear, size);
-    probed.map_err(|stop| cpu.stack_stop(stop))?;
-    for i in 0..words {
-        let offset = truncate(slot(cpu, i), cpu.stack_size());
-        let linear = cpu.linear(seg::SS, offset, size, Access::Write)?;
-        let probed = cpu.prepare_store(linear, size);
-        probed.map_err(|stop| cpu.stack_stop(stop))?;
+    let link = |cpu: &Cpu, i: u64| cpu.moved_rsp(rbp, (size * i).wrapping_neg());
+    // First everything that can fault, in the order of the pushes.
+    cpu.prepare_stack(slot(cpu, 0), op.extra)?;
+    for i in 1..level {
+        cpu.load_stack(link(cpu, i), op.extra)?;
+        cpu.prepare_stack(slot(cpu, i), op.extra)?;
     }
-    for i in 0..words {
-        cpu.store_stack(slot(cpu, i), op.extra, display[i as usize])?;
+    if level > 0 {
+        cpu.prepare_stack(slot(cpu, level), op.extra)?;
+    }
+    let bottom = cpu.moved_rsp(rsp, (size * words + alloc).wrapping_neg());
+    // The new top of the stack must be writable too.
+    cpu.prepare_stack(bottom, op.extra)?;
+    // Then the pushes; what is copied may be what was just pushed.
+    cpu.store_stack(slot(cpu, 0), op.extra, rbp)?;
+    for i in 1..level {
+        let copied = cpu.load_stack(link(cpu, i), op.extra)?;
+        cpu.store_stack(slot(cpu, i), op.extra, copied)?;
+    }
+    if level > 0 {
+        cpu.store_stack(slot(cpu, level), op.extra, frame)?;
     }
     cpu.gpr[RSP] = bottom;
     sized_word!(op.extra, T => T::set(&mut cpu.gpr, reg::RBP, T::from_u64(frame)));

@@ -10,7 +10,7 @@ use iced_x86::Mnemonic;
 use super::pick::sized;
 use crate::alu::Arith;
 use crate::cpu::{CodeMode, Cpu, reg, seg};
-use crate::decode::{Decoding, segment};
+use crate::decode::{Decoding, memory_segment, segment};
 use crate::ea::truncate;
 use crate::flags::{DF, ZF};
 use crate::op::{Handler, Op};
@@ -54,6 +54,7 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
     };
     d.op.seg = match d.ins.segment_prefix() {
         iced_x86::Register::None => seg::DS,
+        _ if d.mode == CodeMode::Bits64 => memory_segment(d.ins, d.mode),
         r => segment(r),
     };
     d.op.src = if d.ins.has_repne_prefix() {
@@ -81,6 +82,10 @@ trait StringOp: 'static {
     /// It sets the flags, and REPE, REPNE look at ZF.
     const COMPARES: bool = false;
 
+    /// Registers whose upper halves a REP form with 32-bit addresses clears even if it does nothing
+    /// else.
+    const CLEARED: &'static [u8] = &[reg::RCX];
+
     /// One iteration: memory, accumulator, flags, index registers. Nothing is changed on a stop.
     fn one<T: Arith>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop>;
 
@@ -95,6 +100,11 @@ fn single<T: Arith, O: StringOp>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 fn repeat<T: Arith, O: StringOp>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    if op.address_size() == 4 {
+        for &r in O::CLEARED {
+            cpu.gpr[usize::from(r)] &= 0xffff_ffff;
+        }
+    }
     let total = truncate(cpu.gpr[usize::from(reg::RCX)], op.address_size());
     if total == 0 {
         cpu.advance(op);
@@ -105,6 +115,7 @@ fn repeat<T: Arith, O: StringOp>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     } else {
         (cpu.until - cpu.count_before(op)).min(total)
     };
+    let status = cpu.status;
     let mut done = 0;
     let mut ended = false;
     let mut result = Ok(());
@@ -126,6 +137,10 @@ fn repeat<T: Arith, O: StringOp>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         ended = O::COMPARES && (cpu.status & ZF != 0) != (op.src == REPE);
     }
     set_low(cpu, reg::RCX, total - done, op.address_size());
+    if O::COMPARES && !ended && done != total {
+        // Flags are those of before until the last iteration (SDM vol. 2, REP).
+        cpu.status = status;
+    }
     if result.is_err() {
         // The iterations before it have retired.
         cpu.count += done;
@@ -181,6 +196,7 @@ fn element<T: Int>(
 
 struct Movs;
 impl StringOp for Movs {
+    const CLEARED: &'static [u8] = &[reg::RCX, reg::RSI, reg::RDI];
     fn one<T: Arith>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         let from = element::<T>(cpu, op, op.seg, reg::RSI, Access::Read)?;
         let v = cpu.load::<T>(from)?;
@@ -242,6 +258,8 @@ impl Cpu {
 
 struct Stos;
 impl StringOp for Stos {
+    const CLEARED: &'static [u8] = &[reg::RCX, reg::RDI];
+
     fn one<T: Arith>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         let to = element::<T>(cpu, op, seg::ES, reg::RDI, Access::Write)?;
         cpu.store(to, T::get(&cpu.gpr, reg::RAX))?;
@@ -298,10 +316,11 @@ impl StringOp for Cmps {
     const COMPARES: bool = true;
 
     fn one<T: Arith>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-        let first = element::<T>(cpu, op, op.seg, reg::RSI, Access::Read)?;
-        let a = cpu.load::<T>(first)?;
+        // In this order: it shows when both fault.
         let second = element::<T>(cpu, op, seg::ES, reg::RDI, Access::Read)?;
         let b = cpu.load::<T>(second)?;
+        let first = element::<T>(cpu, op, op.seg, reg::RSI, Access::Read)?;
+        let a = cpu.load::<T>(first)?;
         a.sub(b, &mut cpu.status);
         advance_index::<T>(cpu, op, reg::RSI, 1);
         advance_index::<T>(cpu, op, reg::RDI, 1);

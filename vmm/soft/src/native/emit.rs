@@ -13,6 +13,7 @@
 use iced_x86::code_asm::*;
 use iced_x86::{
     IcedError, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    RflagsBits,
 };
 
 use crate::fpstate::MXCSR_DEFAULT;
@@ -20,6 +21,14 @@ use crate::fpstate::MXCSR_DEFAULT;
 /// Offsets in the FXSAVE image.
 const MXCSR: i32 = 24;
 const XMM: i32 = 160;
+
+/// The flags of RFLAGS; iced's bits hold those of x87's status word too.
+const STATUS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
 
 /// Whether the instruction rounds, or reports exceptions in MXCSR. Wrongly saying yes only costs
 /// time.
@@ -34,7 +43,7 @@ pub fn needs_mxcsr(instruction: &Instruction) -> bool {
 
 /// Whether the instruction sets RFLAGS (then it sets all of the arithmetic flags).
 pub fn clobbers_flags(instruction: &Instruction) -> bool {
-    instruction.rflags_modified() != 0
+    instruction.rflags_modified() & STATUS != 0
 }
 
 /// Puts fixed registers and pointers in place of the operands.
@@ -159,7 +168,7 @@ pub fn sse(instruction: &Instruction, at: u64) -> Result<Vec<u8>, IcedError> {
     let mxcsr = needs_mxcsr(instruction);
     let mut a = CodeAssembler::new(64)?;
     let mut host_mxcsr = a.create_label();
-    if implied.lengths || implied.index {
+    if implied.lengths || implied.index || implied.xmm0_written {
         a.mov(r8, rcx)?;
         a.mov(r9, rdx)?;
     }
@@ -210,7 +219,7 @@ pub fn x87(instruction: &Instruction, at: u64) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let mut host_mxcsr = a.create_label();
     a.fxrstor64(ptr(rdx))?;
-    if instruction.rflags_read() != 0 {
+    if instruction.rflags_read() & STATUS != 0 {
         a.push(rcx)?;
         a.popfq()?;
     }

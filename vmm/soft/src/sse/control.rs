@@ -86,11 +86,17 @@ fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let Some(mut state) = FpState::from_image(&image) else {
         return Err(cpu.raise_gp(0));
     };
+    (state.fip, state.fdp) = (canonical(state.fip), canonical(state.fdp));
     if cpu.code_mode != CodeMode::Bits64 {
         state.xmm[8..].copy_from_slice(&cpu.fp.xmm[8..]);
     }
     cpu.fp = state;
     Ok(())
+}
+
+/// With bits 48 to 63 like bit 47 (SDM vol. 2, FXRSTOR).
+fn canonical(linear: u64) -> u64 {
+    ((linear << 16) as i64 >> 16) as u64
 }
 
 fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
@@ -139,7 +145,7 @@ fn masked(d: &mut Decoding, handler: Handler) -> Handler {
     d.op.dst = d.ins.op_register(1).number() as u8;
     d.op.src = d.ins.op_register(2).number() as u8;
     d.op.base = reg::RDI;
-    d.op.seg = crate::decode::segment(d.ins.memory_segment());
+    d.op.seg = crate::decode::memory_segment(d.ins, d.mode);
     handler
 }
 
@@ -162,14 +168,12 @@ fn maskmovq(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Stores the bytes whose mask byte has its top bit set; only these are touched.
+/// Stores the bytes whose mask byte has its top bit set. Faults as a store of all of them.
 fn store_masked(cpu: &mut Cpu, op: &Op, data: &[u8], mask: &[u8]) -> Result<(), Stop> {
-    let linear = cpu.operand(op, data.len() as u64, Access::Write)?;
-    let chosen = || (0..data.len()).filter(|&i| mask[i] & 0x80 != 0);
-    for i in chosen() {
-        cpu.prepare_store(linear.wrapping_add(i as u64), 1)?;
-    }
-    for i in chosen() {
+    let len = data.len() as u64;
+    let linear = cpu.operand(op, len, Access::Write)?;
+    cpu.prepare_store(linear, len)?;
+    for i in (0..data.len()).filter(|&i| mask[i] & 0x80 != 0) {
         cpu.store(linear.wrapping_add(i as u64), data[i])?;
     }
     Ok(())

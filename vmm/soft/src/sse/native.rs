@@ -68,15 +68,16 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
     let size = d.ins.memory_size().size() as u8 | if needs_alignment(d.ins) { ALIGNED } else { 0 };
     operand(d, 0, FIRST);
     operand(d, 1, SECOND);
+    let hot = super::packed::decode(d);
     if d.is_memory(0) {
         d.op.dst = size;
         return Some(to_memory);
     }
     if d.ins.op_count() > 1 && d.is_memory(1) {
         d.op.src = size;
-        return Some(from_memory);
+        return hot.or(Some(from_memory));
     }
-    Some(registers)
+    hot.or(Some(registers))
 }
 
 fn operand(d: &mut Decoding, i: u32, shift: u8) {
@@ -134,14 +135,14 @@ fn slot(cpu: &mut Cpu, kind: u8, register: u8) -> *mut u8 {
     }
 }
 
-fn registers(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+pub fn registers(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     check(cpu, op)?;
     let first = slot(cpu, op.extra >> FIRST, op.dst);
     let second = slot(cpu, op.extra >> SECOND, op.src);
     execute(cpu, op, first, second)
 }
 
-fn from_memory(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+pub fn from_memory(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     check(cpu, op)?;
     let size = op.src & !ALIGNED;
     let linear = cpu.operand(op, u64::from(size), Access::Read)?;
@@ -211,19 +212,12 @@ fn execute_mmx(
     first: *mut u8,
     second: *mut u8,
 ) -> Result<(), Stop> {
-    let before = cpu.fp.clone();
+    // Stays so even if #XM follows (SDM vol. 2, CVTPD2PI).
     cpu.fp.enter_mmx();
-    let result = if op.extra & MXCSR != 0 && cpu.fp.mxcsr & MXCSR_MASKS != MXCSR_MASKS {
-        execute_unmasked(cpu, op, stub, first, second)
+    if op.extra & MXCSR != 0 && cpu.fp.mxcsr & MXCSR_MASKS != MXCSR_MASKS {
+        execute_unmasked(cpu, op, stub, first, second)?;
     } else {
         call(cpu, op, stub, first, second);
-        Ok(())
-    };
-    if result.is_err() {
-        let mxcsr = cpu.fp.mxcsr;
-        cpu.fp = before;
-        cpu.fp.mxcsr = mxcsr;
-        return result;
     }
     if op.extra >> FIRST & KIND == KIND_MM {
         cpu.fp.st[usize::from(op.dst & 7)] |= 0xffff << 64;

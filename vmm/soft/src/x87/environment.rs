@@ -154,7 +154,7 @@ fn set_environment(cpu: &mut Cpu, bytes: &[u8], size: usize) {
     };
     let real = cpu.cr0 & CR0_PE == 0;
     let (fip, fdp, fop) = match (size, real) {
-        (2, false) => (word(3), word(5), u32::from(cpu.fp.fop)),
+        (2, false) => (word(3), word(5), 0),
         (2, true) => (
             word(3) | (word(4) & 0xf000) << 4,
             word(5) | (word(6) & 0xf000) << 4,
