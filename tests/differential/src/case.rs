@@ -1,0 +1,107 @@
+//! One test case: where things are in its address space, what it starts from, what it leaves.
+//!
+//! The same linear addresses are used by the host process that runs the case natively and by the
+//! guest: one page of code (read, execute), three of data (two read-write, one read-only), one of
+//! stack, everything else unmapped.
+
+/// Size of a page, in bytes.
+pub const PAGE: usize = 0x1000;
+/// The page of code.
+pub const CODE: u64 = 0x0100_0000;
+/// Two pages that can be written and one that cannot.
+pub const DATA: u64 = 0x0200_0000;
+/// Bytes of DATA that can be written.
+pub const DATA_WRITABLE: usize = 2 * PAGE;
+/// All of DATA.
+pub const DATA_SIZE: usize = 3 * PAGE;
+/// The page of stack.
+pub const STACK: u64 = 0x0300_0000;
+/// Native only: the code that enters and leaves cases, and a page for its registers. Unmapped in
+/// the guest, and not where the sum of two other places is.
+pub const HARNESS: u64 = 0x6b7d_3000;
+/// Where the end of a sequence jumps to: in the guest that is a page fault.
+pub const END: u64 = HARNESS + 0x800;
+/// Base of GS in both.
+pub const GS_BASE: u64 = DATA + 0x800;
+/// CS and SS of 64-bit user code, as Linux has them.
+pub const USER_CS: u16 = 0x33;
+pub const USER_SS: u16 = 0x2b;
+/// Longest sequence, in bytes, with the jump at its end.
+pub const CODE_SIZE: usize = 512;
+
+/// What a case starts from.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct Input {
+    /// In the order of `CpuState::gpr`.
+    pub gpr: [u64; 16],
+    pub rflags: u64,
+    pub fx: [u8; 512],
+    pub code: [u8; CODE_SIZE],
+    pub data: [u8; DATA_SIZE],
+    pub stack: [u8; PAGE],
+}
+
+/// How a case ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u32)]
+pub enum End {
+    /// At `END`.
+    #[default]
+    Reached = 0,
+    /// By an exception.
+    Exception = 1,
+    /// By something that says nothing about the CPU: a system call, a hang, a crash of the harness,
+    /// an instruction whose result is the machine's own affair.
+    Skipped = 2,
+    /// Guest only: neither within the limit of instructions.
+    Limit = 3,
+    /// Guest only: an exit that no case may cause.
+    Strange = 4,
+}
+
+/// What a case leaves.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub struct Output {
+    pub end: End,
+    pub vector: u32,
+    pub error: u64,
+    pub cr2: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    pub gpr: [u64; 16],
+    pub fx: [u8; 512],
+    pub data: [u8; DATA_WRITABLE],
+    pub stack: [u8; PAGE],
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self {
+            gpr: [0; 16],
+            rflags: 0x202,
+            fx: [0; 512],
+            code: [0; CODE_SIZE],
+            data: [0; DATA_SIZE],
+            stack: [0; PAGE],
+        }
+    }
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self {
+            end: End::Reached,
+            vector: 0,
+            error: 0,
+            cr2: 0,
+            rip: 0,
+            rflags: 0,
+            gpr: [0; 16],
+            fx: [0; 512],
+            data: [0; DATA_WRITABLE],
+            stack: [0; PAGE],
+        }
+    }
+}

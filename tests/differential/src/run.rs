@@ -1,0 +1,224 @@
+//! The test's loop: makes cases, runs them on both sides, compares, shrinks what differs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use vm_memory::GuestMemoryMmap;
+
+use crate::case::{End, Input, Output};
+use crate::catalog::catalog;
+use crate::compare::{Strictness, differences};
+use crate::generate::Generator;
+use crate::guest::Guest;
+use crate::native::{BATCH, Native, SLOTS};
+use crate::sequence::Sequence;
+
+/// What to test.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub seed: u64,
+    /// Number of the first case.
+    pub first: u64,
+    pub cases: u64,
+    /// Part of the op codes' names (iced's `Code`, lower case); empty: all.
+    pub filter: String,
+    pub strictness: Strictness,
+    /// Stop after so many differing cases.
+    pub failures: usize,
+}
+
+/// A case that differs.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub case: u64,
+    /// The shortest sequence found that still differs.
+    pub listing: String,
+    pub differences: String,
+    /// Names of the instruction that is at fault, as far as can be told: the last one.
+    pub code: String,
+    /// State before, for the report.
+    pub input: Box<Input>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    pub cases: u64,
+    pub skipped: u64,
+    pub exceptions: u64,
+    pub failures: Vec<Failure>,
+    pub time: Duration,
+}
+
+/// Both sides of the test.
+pub struct Tester {
+    native: Native,
+    /// For single cases, while batches are on their way.
+    single: Native,
+    guest: Guest,
+    options: Options,
+    generator: Generator,
+}
+
+impl Tester {
+    /// A tester for the engine that `make` makes.
+    pub fn new(
+        options: Options,
+        make: impl FnOnce(
+            &std::sync::Arc<GuestMemoryMmap<()>>,
+        ) -> Result<Box<dyn engine::Engine>, engine::EngineError>,
+    ) -> anyhow::Result<Self> {
+        let codes = catalog(&options.filter);
+        if codes.is_empty() {
+            bail!("no instruction's name contains {:?}", options.filter);
+        }
+        Ok(Self {
+            native: Native::new().context("the native side")?,
+            single: Native::new().context("the native side")?,
+            guest: Guest::new(make).context("the engine's side")?,
+            generator: Generator::new(options.seed, codes),
+            options,
+        })
+    }
+
+    /// Runs all cases; `progress` is told now and then how many are done.
+    pub fn run(&mut self, mut progress: impl FnMut(&Summary)) -> anyhow::Result<Summary> {
+        let begin = Instant::now();
+        let mut summary = Summary::default();
+        let batches = self.options.cases.div_ceil(BATCH as u64);
+        let mut sequences: [Vec<Sequence>; SLOTS] = Default::default();
+        for batch in 0..=batches {
+            // One batch ahead, so that both sides work at the same time.
+            if batch < batches {
+                let slot = batch as usize % SLOTS;
+                sequences[slot] = self.prepare(batch)?;
+            }
+            let Some(done) = batch.checked_sub(1) else {
+                continue;
+            };
+            let slot = done as usize % SLOTS;
+            let sequences = std::mem::take(&mut sequences[slot]);
+            self.check(slot, done, &sequences, &mut summary)?;
+            if summary.failures.len() >= self.options.failures {
+                break;
+            }
+            summary.time = begin.elapsed();
+            if done % 64 == 0 {
+                progress(&summary);
+            }
+        }
+        summary.time = begin.elapsed();
+        Ok(summary)
+    }
+
+    fn number(&self, batch: u64, i: usize) -> u64 {
+        self.options.first + batch * BATCH as u64 + i as u64
+    }
+
+    fn prepare(&mut self, batch: u64) -> anyhow::Result<Vec<Sequence>> {
+        let slot = batch as usize % SLOTS;
+        let left = self.options.cases - batch * BATCH as u64;
+        let len = left.min(BATCH as u64) as usize;
+        let mut sequences = Vec::with_capacity(len);
+        for i in 0..len {
+            let number = self.number(batch, i);
+            let input = &mut self.native.inputs(slot)[i];
+            sequences.push(self.generator.case(number, input));
+        }
+        self.native.start(slot, len)?;
+        Ok(sequences)
+    }
+
+    fn check(
+        &mut self,
+        slot: usize,
+        batch: u64,
+        sequences: &[Sequence],
+        summary: &mut Summary,
+    ) -> anyhow::Result<()> {
+        let mut outputs = vec![Output::default(); sequences.len()];
+        for (i, output) in outputs.iter_mut().enumerate() {
+            let input = self.native.inputs(slot)[i].clone();
+            self.guest.run(&input, output)?;
+        }
+        let native = self.native.finish(slot)?[..sequences.len()].to_vec();
+        for (i, sequence) in sequences.iter().enumerate() {
+            summary.cases += 1;
+            summary.skipped += u64::from(native[i].end == End::Skipped);
+            summary.exceptions += u64::from(native[i].end == End::Exception);
+            let Some(encoded) = sequence.encode() else {
+                continue;
+            };
+            let found = differences(
+                sequence,
+                &encoded,
+                self.options.strictness,
+                &native[i],
+                &outputs[i],
+            );
+            if found.is_empty() || summary.failures.len() >= self.options.failures {
+                continue;
+            }
+            let case = self.number(batch, i);
+            let input = Box::new(self.native.inputs(slot)[i].clone());
+            summary
+                .failures
+                .push(self.shrink(case, sequence, input, found)?);
+        }
+        Ok(())
+    }
+
+    /// Runs one sequence alone on both sides. `None`: no difference.
+    fn again(&mut self, sequence: &Sequence, input: &mut Input) -> anyhow::Result<Option<String>> {
+        let Some(encoded) = sequence.encode() else {
+            return Ok(None);
+        };
+        input.code.fill(0xcc);
+        input.code[..encoded.bytes.len()].copy_from_slice(&encoded.bytes);
+        self.single.inputs(0)[0] = input.clone();
+        self.single.start(0, 1)?;
+        let mut output = Output::default();
+        self.guest.run(input, &mut output)?;
+        let strictness = self.options.strictness;
+        let found = differences(
+            sequence,
+            &encoded,
+            strictness,
+            &self.single.finish(0)?[0],
+            &output,
+        );
+        Ok((!found.is_empty()).then_some(found))
+    }
+
+    fn shrink(
+        &mut self,
+        case: u64,
+        sequence: &Sequence,
+        mut input: Box<Input>,
+        found: String,
+    ) -> anyhow::Result<Failure> {
+        let (mut sequence, mut found) = (sequence.clone(), found);
+        let mut i = sequence.items.len();
+        while i > 0 {
+            i -= 1;
+            let shorter = sequence.without(i);
+            if let Some(still) = self.again(&shorter, &mut input)? {
+                (sequence, found) = (shorter, still);
+            }
+        }
+        if let Some(encoded) = sequence.encode() {
+            input.code.fill(0xcc);
+            input.code[..encoded.bytes.len()].copy_from_slice(&encoded.bytes);
+        }
+        Ok(Failure {
+            case,
+            listing: sequence.listing(),
+            differences: found,
+            code: sequence
+                .items
+                .last()
+                .map_or_else(String::new, |i| format!("{:?}", i.effective().code())),
+            input,
+        })
+    }
+}

@@ -1,0 +1,37 @@
+//! A short differential run of the software CPU; `cargo run --release -p differential` does long
+//! ones.
+
+use differential::compare::Strictness;
+use differential::{Options, Tester};
+use soft::SoftEngine;
+
+#[test]
+fn software_cpu_agrees_with_the_host() {
+    let seed = std::env::var("SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(1, |d| d.as_nanos() as u64 & 0xffff_ffff)
+        });
+    let options = Options {
+        seed,
+        first: 0,
+        cases: 20_000,
+        filter: String::new(),
+        strictness: Strictness::for_this_host(),
+        failures: 1,
+    };
+    println!("repeat: SEED={seed} cargo test --release -p differential");
+    let mut tester = Tester::new(options, |memory| Ok(Box::new(SoftEngine::new(memory)?))).unwrap();
+    let summary = tester.run(|_| ()).unwrap();
+    for failure in &summary.failures {
+        println!(
+            "case {}:\n{}{}",
+            failure.case, failure.listing, failure.differences
+        );
+    }
+    assert!(summary.failures.is_empty());
+    assert_eq!(summary.cases, 20_000);
+    assert!(summary.skipped < 100, "{} skipped", summary.skipped);
+}
