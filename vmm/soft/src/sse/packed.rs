@@ -27,7 +27,7 @@ trait Packed: 'static {
 
 /// An instruction that does; the source is `M`.
 trait Float: 'static {
-    type M: Width;
+    type M: Width + Into<u128>;
     fn run(d: &mut u128, s: &u128, mxcsr: &mut u32);
 }
 
@@ -201,7 +201,7 @@ fn float_memory<F: Float, A: Address>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop
     if F::M::BYTES == 16 {
         cpu.check_aligned(linear)?;
     }
-    let s = cpu.load::<F::M>(linear)?.to_u128();
+    let s = cpu.load::<F::M>(linear)?.into();
     let fp = &mut cpu.fp;
     F::run(&mut fp.xmm[usize::from(op.dst & 15)], &s, &mut fp.mxcsr);
     Ok(())
