@@ -156,6 +156,7 @@ fn go_live(
     if let Some(frame) = machine.announcement() {
         outlet.release(Release::Output(Output::NetTransmit(frame)));
     }
+    protocol.timeline().live();
     (machine, clock)
 }
 

@@ -43,6 +43,8 @@ struct Inner {
 
 struct State {
     replica: Replica<Output>,
+    /// Began as a backup: it is live only when its vCPU's thread has taken over.
+    takes_over: bool,
     hazards: ReadHazards,
     /// Frames of the switch that are in the log: (connection, number), oldest first, and how many
     /// of them have been reported as safe.
@@ -74,6 +76,7 @@ impl Protocol {
         timeline: Arc<Timeline>,
     ) -> Self {
         let state = State {
+            takes_over: matches!(replica, Replica::Backup(_)),
             replica,
             hazards: ReadHazards::new(),
             frames: VecDeque::new(),
@@ -393,7 +396,10 @@ impl Inner {
                 tracing::info!(%view, "live");
                 state.hazards.no_backup();
                 self.timeline.log_consumed();
-                self.timeline.live();
+                self.timeline.log_consumed();
+                if !state.takes_over {
+                    self.timeline.live();
+                }
                 self.outlet.release(Release::Live(view));
             }
             Effect::Halt(reason) => {
