@@ -13,23 +13,57 @@ struct Need {
 }
 
 /// What running a guest needs.
-const RUN: &[Need] = &[
-    Need { program: FONT, package: "fonts-dejavu-core", why: "the text in the charts" },
-];
+const RUN: &[Need] = &[Need {
+    program: FONT,
+    package: "fonts-dejavu-core",
+    why: "the text in the charts",
+}];
 
 /// A file, unlike the others.
 pub const FONT: &str = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
 
 /// What the tests need besides.
 const TEST: &[Need] = &[
-    Need { program: "passt", package: "passt", why: "the other rootless network" },
-    Need { program: "redis-server", package: "redis-server", why: "the checker's own tests" },
-    Need { program: "redis-cli", package: "redis-tools", why: "a real client" },
-    Need { program: "nbdinfo", package: "libnbd-bin", why: "NBD conformance" },
-    Need { program: "nbdcopy", package: "libnbd-bin", why: "NBD conformance" },
-    Need { program: "qemu-io", package: "qemu-utils", why: "NBD conformance" },
-    Need { program: "ip", package: "iproute2", why: "hosts in network namespaces" },
-    Need { program: "curl", package: "curl", why: "a real HTTP client" },
+    Need {
+        program: "passt",
+        package: "passt",
+        why: "the other rootless network",
+    },
+    Need {
+        program: "redis-server",
+        package: "redis-server",
+        why: "the checker's own tests",
+    },
+    Need {
+        program: "redis-cli",
+        package: "redis-tools",
+        why: "a real client",
+    },
+    Need {
+        program: "nbdinfo",
+        package: "libnbd-bin",
+        why: "NBD conformance",
+    },
+    Need {
+        program: "nbdcopy",
+        package: "libnbd-bin",
+        why: "NBD conformance",
+    },
+    Need {
+        program: "qemu-io",
+        package: "qemu-utils",
+        why: "NBD conformance",
+    },
+    Need {
+        program: "ip",
+        package: "iproute2",
+        why: "hosts in network namespaces",
+    },
+    Need {
+        program: "curl",
+        package: "curl",
+        why: "a real HTTP client",
+    },
 ];
 
 /// Installs what running a guest needs.
@@ -59,13 +93,19 @@ fn install(needs: &[&Need]) -> Result<()> {
     }
     println!("=== Debian packages that are missing here:");
     for need in needs {
-        println!("    {:14} for {} ({})", need.package, need.program, need.why);
+        println!(
+            "    {:14} for {} ({})",
+            need.package, need.program, need.why
+        );
     }
     let mut names: Vec<&str> = needs.iter().map(|need| need.package).collect();
     names.sort_unstable();
     names.dedup();
     if !nix::unistd::geteuid().is_root() {
-        bail!("install them, then try again:\n    sudo apt-get install {}", names.join(" "));
+        bail!(
+            "install them, then try again:\n    sudo apt-get install {}",
+            names.join(" ")
+        );
     }
     apt(&["update"])?;
     let mut args = vec!["install", "--yes", "--no-install-recommends"];

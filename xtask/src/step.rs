@@ -33,8 +33,14 @@ pub fn run_env(title: &str, program: &str, args: &[&str], env: &[(&str, &str)]) 
 
 fn command_line(program: &str, args: &[&str], env: &[(&str, &str)]) -> String {
     let quoted = args.iter().map(|arg| {
-        let plain = arg.chars().all(|c| c.is_ascii_alphanumeric() || "-_=./:,+".contains(c));
-        if plain { (*arg).to_owned() } else { format!("'{arg}'") }
+        let plain = arg
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_=./:,+".contains(c));
+        if plain {
+            (*arg).to_owned()
+        } else {
+            format!("'{arg}'")
+        }
     });
     env.iter()
         .map(|(name, value)| format!("{name}={value}"))

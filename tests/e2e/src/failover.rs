@@ -87,7 +87,10 @@ pub fn judge(record: &Record, verdict: &Verdict) -> Result<()> {
         bail!("the keys could not be read once more at the end: {why}");
     }
     if record.reconnects > 0 {
-        bail!("{} connections broke and were made again", record.reconnects);
+        bail!(
+            "{} connections broke and were made again",
+            record.reconnects
+        );
     }
     if !verdict.is_good() {
         bail!("the history is not that of one correct server: {verdict}");
@@ -100,11 +103,7 @@ pub fn judge(record: &Record, verdict: &Verdict) -> Result<()> {
 
 /// Loads the machine, kills its primary on the way, goes on, and verifies. `tell` is told how it
 /// goes.
-pub fn kill_primary(
-    machine: &Machine,
-    plan: &Plan,
-    mut tell: impl FnMut(&str),
-) -> Result<Outcome> {
+pub fn kill_primary(machine: &Machine, plan: &Plan, mut tell: impl FnMut(&str)) -> Result<Outcome> {
     let (primary, _) = machine.pair()?;
     let sampler = Sampler::start(machine);
     let load = Load::start(plan.load.clone())?;
@@ -143,7 +142,10 @@ pub fn kill_primary(
     let end_unix_us = samples::unix_us();
     let (_, survivor) = machine.live().context("the survivor is gone")?;
     let samples = sampler.stop();
-    tell(&format!("verifying {} operations", record.history.events.len()));
+    tell(&format!(
+        "verifying {} operations",
+        record.history.events.len()
+    ));
     let verdict = check(&record.history);
 
     let failover = survivor

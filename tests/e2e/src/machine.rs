@@ -305,7 +305,9 @@ impl Machine {
     pub fn view(&self) -> Result<View> {
         let register = self.running.register.as_deref().context("no register")?;
         let record = RegisterClient::new(register, ANSWER).get(self.running.vm)?;
-        Ok(record.context("the register does not know the machine")?.view)
+        Ok(record
+            .context("the register does not know the machine")?
+            .view)
     }
 
     /// Saves the machine to `file`, and its disk beside it.

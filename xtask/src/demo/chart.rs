@@ -55,8 +55,16 @@ pub fn draw(outcome: &Outcome, report: &Report, svg: &Path, png: &Path) -> Resul
     let font: &'static [u8] = Box::leak(font.into_boxed_slice());
     register_font("sans-serif", FontStyle::Normal, font)
         .map_err(|_| anyhow!("{FONT} is not a font"))?;
-    picture(&SVGBackend::new(svg, SIZE).into_drawing_area(), outcome, report)?;
-    picture(&BitMapBackend::new(png, SIZE).into_drawing_area(), outcome, report)
+    picture(
+        &SVGBackend::new(svg, SIZE).into_drawing_area(),
+        outcome,
+        report,
+    )?;
+    picture(
+        &BitMapBackend::new(png, SIZE).into_drawing_area(),
+        outcome,
+        report,
+    )
 }
 
 fn picture<B: DrawingBackend>(root: &Area<'_, B>, outcome: &Outcome, report: &Report) -> Result<()>
@@ -147,9 +155,11 @@ where
         let y = (steps.len() + 1 + lane) as f64;
         row_name(area, &chart, y, &format!("answers to client {client}"))?;
         let times = answer_times(outcome, Some(*client), from, to);
-        chart.draw_series(times.into_iter().map(|ms| {
-            PathElement::new([(ms, y + 0.15), (ms, y + 0.85)], ANSWER.mix(0.5))
-        }))?;
+        chart.draw_series(
+            times
+                .into_iter()
+                .map(|ms| PathElement::new([(ms, y + 0.15), (ms, y + 0.85)], ANSWER.mix(0.5))),
+        )?;
     }
     Ok(())
 }
@@ -225,7 +235,10 @@ where
     let steps = counts.iter().enumerate();
     let boxes = steps.map(|(tenth, count)| {
         let left = tenth as f64 / 10.0;
-        Rectangle::new([(left, 0.0), (left + 0.1, *count)], ANSWER.mix(0.7).filled())
+        Rectangle::new(
+            [(left, 0.0), (left + 0.1, *count)],
+            ANSWER.mix(0.7).filled(),
+        )
     });
     chart.draw_series(boxes)?;
     marks(&mut chart, outcome, top)
@@ -254,7 +267,10 @@ where
             let high = *low + rate.by_kind.get(kind).copied().unwrap_or(0.0);
             let left = seconds(outcome, rate.from_unix_us);
             let right = seconds(outcome, rate.to_unix_us);
-            boxes.push(Rectangle::new([(left, *low), (right, high)], color.filled()));
+            boxes.push(Rectangle::new(
+                [(left, *low), (right, high)],
+                color.filled(),
+            ));
             *low = high;
         }
         chart
@@ -302,11 +318,7 @@ where
 }
 
 /// The moments of the kill and of going live.
-fn marks<B: DrawingBackend>(
-    chart: &mut Chart<'_, '_, B>,
-    outcome: &Outcome,
-    top: f64,
-) -> Result<()>
+fn marks<B: DrawingBackend>(chart: &mut Chart<'_, '_, B>, outcome: &Outcome, top: f64) -> Result<()>
 where
     B::ErrorType: 'static,
 {

@@ -93,7 +93,10 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
     wrong.context("the demo FAILED")?;
     if report.failovers != 1 {
-        bail!("the demo FAILED: {} failovers instead of one", report.failovers);
+        bail!(
+            "the demo FAILED: {} failovers instead of one",
+            report.failovers
+        );
     }
     println!("\nNothing was lost, repeated or reversed, on the same TCP connections.");
     Ok(())
@@ -157,8 +160,13 @@ fn write_files(out: &Path, report: &Report, outcome: &Outcome, keep_history: boo
         outcome.record.history.write(&file("history.jsonl"))?;
         written.push("history.jsonl");
     }
-    chart::draw(outcome, report, &file("timeline.svg"), &file("timeline.png"))
-        .context("the charts cannot be drawn")?;
+    chart::draw(
+        outcome,
+        report,
+        &file("timeline.svg"),
+        &file("timeline.png"),
+    )
+    .context("the charts cannot be drawn")?;
     println!("\nfiles:");
     for name in written {
         println!("  {}", file(name).display());

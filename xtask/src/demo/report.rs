@@ -64,7 +64,9 @@ impl Report {
         };
         let last = primary.last().map(|sample| &sample.status);
         let hold = last.map(|status| status.output_hold_ms).unwrap_or_default();
-        let lag = last.map(|status| status.lag_quantiles_ms).unwrap_or_default();
+        let lag = last
+            .map(|status| status.lag_quantiles_ms)
+            .unwrap_or_default();
         let before_us = (outcome.kill_unix_us - outcome.start_unix_us).max(1);
         let answers = outcome.record.history.events.iter();
         let before = answers
@@ -114,7 +116,10 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let steps = steps(&self.timeline_ms);
         let end = steps.iter().map(|(_, ms)| *ms).fold(1e-3, f64::max);
-        writeln!(f, "Timeline since the kill of the primary (SIGKILL), in ms:")?;
+        writeln!(
+            f,
+            "Timeline since the kill of the primary (SIGKILL), in ms:"
+        )?;
         writeln!(f, "  {:24} {:9.1} |", "kill", 0.0)?;
         for (name, ms) in steps {
             let column = (ms.max(0.0) / end * 40.0).round() as usize;
