@@ -109,7 +109,7 @@ fn a_client_notices_nothing_of_two_failovers_under_load() {
     assert_eq!(switch.status()[0].view, 3);
 }
 
-/// Longer than the time after which `passt` resets. Run it by
+/// Longer than a failover takes. Run it by
 /// `cargo test --release -p ft-netd --test failover -- --ignored`.
 #[test]
 #[ignore = "takes 12 s of silence"]

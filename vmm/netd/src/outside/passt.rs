@@ -2,8 +2,9 @@
 //! without privileges, and connections of the guest to the world.
 //!
 //! One socket pair carries frames in QEMU's stream protocol (32-bit big-endian length, frame).
-//! `passt` gives up on a client's connection when the guest has been silent for about eight
-//! seconds; [`super::user`] does not, and is the default for that reason.
+//! `passt` (Debian 12's) resets a client's connection when the guest has not acknowledged its data
+//! for 16 s, or not answered its beginning for 10 s, measured by `tests/passt.rs`; [`super::user`]
+//! never does, and is the default for that reason.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
@@ -22,6 +23,9 @@ use crate::server::Fabric;
 
 /// Frames that wait for `passt`, at most; more are dropped.
 const QUEUE: usize = 4096;
+
+/// The last entry of the queue; no frame is empty.
+const END: Bytes = Bytes::new();
 
 /// Why `passt` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +61,10 @@ impl Sink for Passt {
 
     fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        // Ends both threads; passt ends by itself when its socket does, the kill makes sure.
+        // Ends both threads; passt ends by itself when its socket does, the kill makes sure. A
+        // full queue needs no end mark: its thread is writing, which fails now.
         let _ = self.socket.shutdown(Shutdown::Both);
+        let _ = self.queue.try_send(END);
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = child.kill().and_then(|()| child.wait()) {
             tracing::debug!(%error, "passt had ended");
@@ -188,6 +194,9 @@ fn wait_until_up(child: &mut Child, forwarded: &[Forwarded]) -> Result<(), Passt
 
 fn send_all(mut socket: UnixStream, frames: &Receiver<Bytes>) {
     while let Ok(frame) = frames.recv() {
+        if frame == END {
+            return;
+        }
         let length = (frame.len() as u32).to_be_bytes();
         if let Err(error) = socket.write_all(&[&length[..], &frame].concat()) {
             tracing::debug!(%error, "passt takes no more frames");

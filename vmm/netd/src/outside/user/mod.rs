@@ -3,7 +3,7 @@
 //! A client's connection to a forwarded port is accepted here and continued as a second TCP
 //! connection to the guest. Since the guest's peer is this process, nobody gives up while the
 //! guest is silent: the stack keeps what is unacknowledged and never times out. (`passt` resets
-//! a connection after about eight seconds of silence, which a failover may take.) While no
+//! a connection after 10 to 16 s of silence, which the wait for a view register may take.) While no
 //! replica is live the stack sends nothing at all, so what it has to say is said once, at the
 //! moment when the next replica goes live.
 //!
