@@ -19,6 +19,7 @@ pub const CASES: Cases = &[
     ("faults: privileged instructions", privileged),
     ("faults: instruction breakpoints", breakpoints),
     ("faults: data breakpoints", watchpoints),
+    ("faults: alignment check", alignment),
 ];
 
 const RF: u64 = 1 << 16;
@@ -534,5 +535,41 @@ fn watchpoints(make: Maker) -> Result<(), String> {
         same!(s.dr[4] & 0xf, hits, "DR6");
         same!(fault.rflags & RF, 0, "no RF for a trap");
     }
+    Ok(())
+}
+
+fn alignment(make: Maker) -> Result<(), String> {
+    let body = assemble!(64, at::USER_CODE, |a| {
+        a.mov(rax, qword_ptr(at::USER_DATA + 8))?;
+        a.mov(al, byte_ptr(at::USER_DATA + 1))?;
+        a.movups(xmm0, xmmword_ptr(at::USER_DATA + 1))?;
+        a.mov(dword_ptr(at::USER_DATA + 0x12), eax)?;
+        a.int3()?;
+    });
+    for (am, ac, vector) in [(1u64, 1u64, 17), (0, 1, 3), (1, 0, 3)] {
+        let mut rig = Rig::new(make, 3, &body)?;
+        rig.set_gate(3, at::HANDLERS + 24, sel::CODE64, 0xee00);
+        rig.change(|s| {
+            s.cr0 |= am << 18;
+            s.rflags |= ac << 18;
+        })?;
+        let fault = rig.fault()?;
+        same!(fault.vector, vector, "AM {am}, AC {ac}");
+        if vector == 17 {
+            same!(fault.error, Some(0), "error code");
+            same!(rig.engine.state().count, 4, "the store faults");
+        }
+    }
+    // Not at CPL 0.
+    let body = assemble!(64, at::CODE, |a| {
+        a.mov(rax, qword_ptr(at::DATA + 1))?;
+        a.hlt()?;
+    });
+    let mut rig = Rig::new(make, 0, &body)?;
+    rig.change(|s| {
+        s.cr0 |= 1 << 18;
+        s.rflags |= 1 << 18;
+    })?;
+    rig.finish()?;
     Ok(())
 }

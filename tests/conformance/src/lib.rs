@@ -15,7 +15,7 @@ mod modes;
 mod outside;
 mod paging;
 mod positions;
-mod rig;
+pub mod rig;
 mod segments;
 mod system;
 

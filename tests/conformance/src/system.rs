@@ -101,6 +101,24 @@ fn clock(make: Maker) -> Result<(), String> {
         (6, 0x77),
         "TSC after WRMSR, RDTSCP's RCX"
     );
+    // TSC_ADJUST moves the TSC, and follows writes to it.
+    let body = assemble!(64, at::CODE, |a| {
+        a.mov(ecx, 0x3b)?;
+        a.mov(eax, 1000)?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
+        a.rdtsc()?;
+        a.mov(rbx, rax)?;
+        a.mov(ecx, 0x10)?;
+        a.wrmsr()?;
+        a.mov(ecx, 0x3b)?;
+        a.rdmsr()?;
+        a.hlt()?;
+    });
+    let mut rig = Rig::new(make, 0, &body)?;
+    let s = rig.finish()?;
+    same!(s.gpr[3], 1004, "TSC after a write to TSC_ADJUST");
+    same!(s.gpr[0], 1004 - 7, "TSC_ADJUST after a write to the TSC");
     // CR4.TSD.
     let body = assemble!(64, at::USER_CODE, |a| {
         a.rdtsc()?;

@@ -27,8 +27,9 @@ const FEATURES_ECX: u32 = bits(&[0, 9, 13, 19, 20, 22, 23]);
 /// Leaf 1 EDX: FPU, DE, PSE, TSC, MSR, PAE, CX8, SEP, PGE, CMOV, PAT, PSE-36, CLFSH, MMX, FXSR,
 /// SSE, SSE2.
 const FEATURES_EDX: u32 = bits(&[0, 2, 3, 4, 5, 6, 8, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26]);
-/// Leaf 7 EBX: FSGSBASE, SMEP, SMAP.
-const FEATURES_7_EBX: u32 = bits(&[0, 7, 20]);
+/// Leaf 7 EBX: FSGSBASE, IA32_TSC_ADJUST (with which operating systems trust the TSC without a
+/// watchdog), SMEP, SMAP.
+const FEATURES_7_EBX: u32 = bits(&[0, 1, 7, 20]);
 /// Leaf 80000001h ECX: LAHF in 64-bit mode.
 const EXTENDED_ECX: u32 = bits(&[0]);
 /// Leaf 80000001h EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.

@@ -10,11 +10,12 @@ use std::ops::Range;
 
 use engine::{Boundary, PendingRead};
 
+use crate::control::cr0;
 use crate::cpu::{CodeMode, Cpu, attention, seg};
 use crate::flags::AC;
 use crate::paging::{Paging, Scheme};
 use crate::phys::{Frame, PAGE, PAGE_MASK, flag};
-use crate::stop::{Stop, StopReason};
+use crate::stop::{Stop, StopReason, vector};
 use crate::tlb::{Current, Entry, Key, Kind, Mode, Tlb, slot};
 use crate::width::Width;
 
@@ -31,6 +32,8 @@ pub struct Mmu {
     /// Linear addresses are truncated to these bits.
     pub linear_mask: u64,
     pub paging: Paging,
+    /// #AC is on: CPL 3, CR0.AM and RFLAGS.AC. Then no table is used.
+    pub align: bool,
     /// A data breakpoint is enabled (see `debug`).
     pub watching: bool,
     /// Data breakpoints that the instruction has hit, as in DR6.
@@ -47,6 +50,7 @@ impl Default for Mmu {
             system: Mode::Supervisor,
             linear_mask: u64::from(u32::MAX),
             paging: Paging::default(),
+            align: false,
             watching: false,
             watch_hits: 0,
             tlb,
@@ -124,9 +128,8 @@ impl Cpu {
         self.load_bytes_as(self.mmu.mode, linear, out)
     }
 
-    /// Stores `bytes`, all or none of them.
+    /// Stores `bytes`, at most a page, all or none of them.
     pub fn store_bytes(&mut self, linear: u64, bytes: &[u8]) -> Result<(), Stop> {
-        self.prepare_slow(self.mmu.mode, linear, bytes.len() as u64)?;
         self.store_bytes_as(self.mmu.mode, linear, bytes)
     }
 
@@ -238,7 +241,12 @@ impl Cpu {
         } else {
             u64::from(u32::MAX)
         };
-        self.mmu.current = self.mmu.tlb.tables(self.mmu.mode);
+        self.mmu.align = self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.control_flag(AC);
+        self.mmu.current = if self.mmu.align {
+            self.mmu.tlb.no_tables(self.mmu.mode)
+        } else {
+            self.mmu.tlb.tables(self.mmu.mode)
+        };
     }
 
     /// Linear page of the code that is running.
@@ -323,6 +331,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn load_slow<T: Width>(&mut self, mode: Mode, linear: u64) -> Result<T, Stop> {
+        self.check_alignment(mode, linear, T::BYTES as u64)?;
         let mut bytes = [0; 16];
         self.load_bytes_as(mode, linear, &mut bytes[..T::BYTES])?;
         Ok(T::from_le(&bytes))
@@ -336,34 +345,38 @@ impl Cpu {
         linear: u64,
         v: T,
     ) -> Result<(), Stop> {
+        self.check_alignment(mode, linear, T::BYTES as u64)?;
         let mut bytes = [0; 16];
         v.write_le(&mut bytes);
         let bytes = &bytes[..T::BYTES];
-        if linear % PAGE + bytes.len() as u64 > PAGE {
-            self.prepare_slow(mode, linear, bytes.len() as u64)?;
-            return self.store_bytes_as(mode, linear, bytes);
-        }
-        let gpa = self.locate(mode, Kind::Write, linear)?;
-        if !self.stepping && self.must_step(gpa, bytes.len() as u64) {
-            return Err(self.stop_for(StopReason::Step));
-        }
-        self.store_located(mode, linear, gpa, bytes);
-        Ok(())
+        self.store_bytes_as(mode, linear, bytes)
     }
 
     /// Stores bytes within one page, whose address was translated.
     fn store_located(&mut self, mode: Mode, linear: u64, gpa: u64, bytes: &[u8]) {
         match self.phys.frame(gpa) {
             Some(frame) => {
+                // A store to a page table may have changed the translation that led here.
+                let table = self.phys.flags(frame) & flag::TABLE != 0;
                 self.store_ram(frame, gpa, bytes);
                 if self.mmu.watching && self.is_watched_page(linear) {
                     self.watch_access(Kind::Write, linear, bytes.len() as u64);
-                } else {
+                } else if !table {
                     self.cache_write(mode, linear, frame);
                 }
             }
             None => self.store_outside(gpa, bytes),
         }
+    }
+
+    /// #AC for an operand of 2, 4 or 8 bytes that is not aligned, while that is checked
+    /// (SDM vol. 3, 6.15, interrupt 17). Operands of 16 bytes have their own rules.
+    fn check_alignment(&mut self, mode: Mode, linear: u64, len: u64) -> Result<(), Stop> {
+        let bad = matches!(len, 2 | 4 | 8) && !linear.is_multiple_of(len);
+        if self.mmu.align && mode == Mode::User && bad {
+            return Err(self.raise(vector::AC, Some(0)));
+        }
+        Ok(())
     }
 
     /// Loads bytes page by page.
@@ -427,18 +440,28 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn prepare_slow(&mut self, mode: Mode, linear: u64, len: u64) -> Result<(), Stop> {
-        let mut at = linear;
-        let mut left = len;
-        while left > 0 {
-            let n = left.min(PAGE - at % PAGE);
-            let gpa = self.locate(mode, Kind::Write, at)?;
-            if !self.stepping && self.must_step(gpa, n) {
-                return Err(self.stop_for(StopReason::Step));
-            }
-            left -= n;
-            at = self.next_page(at);
-        }
+        self.check_alignment(mode, linear, len)?;
+        self.locate_store(mode, linear, len)?;
         Ok(())
+    }
+
+    /// Translates a store of `len` bytes, at most a page: the physical addresses of its parts in the
+    /// one or two pages that it touches. Everything that can stop it is checked.
+    fn locate_store(&mut self, mode: Mode, linear: u64, len: u64) -> Result<[u64; 2], Stop> {
+        let first = len.min(PAGE - linear % PAGE);
+        let mut parts = [self.locate_part(mode, linear, first)?, 0];
+        if first < len {
+            parts[1] = self.locate_part(mode, self.next_page(linear), len - first)?;
+        }
+        Ok(parts)
+    }
+
+    fn locate_part(&mut self, mode: Mode, linear: u64, len: u64) -> Result<u64, Stop> {
+        let gpa = self.locate(mode, Kind::Write, linear)?;
+        if !self.stepping && self.must_step(gpa, len) {
+            return Err(self.stop_for(StopReason::Step));
+        }
+        Ok(gpa)
     }
 
     /// Whether a store there may end the block that it is in.
@@ -452,21 +475,19 @@ impl Cpu {
             || flags & flag::TABLE != 0 && self.table_store_meets_code(frame, offset, len)
     }
 
-    /// Stores bytes page by page; the store was prepared.
+    /// Stores at most a page of bytes, all or none of them. The first part may change how the second
+    /// is mapped; that is too late for this store.
     pub(crate) fn store_bytes_as(
         &mut self,
         mode: Mode,
         linear: u64,
         bytes: &[u8],
     ) -> Result<(), Stop> {
-        let mut at = linear;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let n = rest.len().min((PAGE - at % PAGE) as usize);
-            let gpa = self.locate(mode, Kind::Write, at)?;
-            self.store_located(mode, at, gpa, &rest[..n]);
-            rest = &rest[n..];
-            at = self.next_page(at);
+        let parts = self.locate_store(mode, linear, bytes.len() as u64)?;
+        let first = bytes.len().min((PAGE - linear % PAGE) as usize);
+        self.store_located(mode, linear, parts[0], &bytes[..first]);
+        if first < bytes.len() {
+            self.store_located(mode, self.next_page(linear), parts[1], &bytes[first..]);
         }
         Ok(())
     }

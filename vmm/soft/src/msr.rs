@@ -16,6 +16,7 @@ mod number {
     pub const TSC: u32 = 0x10;
     pub const PLATFORM_ID: u32 = 0x17;
     pub const FEATURE_CONTROL: u32 = 0x3a;
+    pub const TSC_ADJUST: u32 = 0x3b;
     pub const MICROCODE: u32 = 0x8b;
     pub const PLATFORM_INFO: u32 = 0xce;
     pub const MISC_FEATURES: u32 = 0x140;
@@ -67,6 +68,8 @@ fn rdmsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         | number::PLATFORM_INFO
         | number::MISC_FEATURES
         | number::DEBUG_CONTROL => 0,
+        // What writes have added to the TSC, and so its distance to the clock (SDM vol. 3, 17.17.3).
+        number::TSC_ADJUST => m.tsc_offset,
         // Locked, nothing enabled.
         number::FEATURE_CONTROL => 1,
         // Revision 1.
@@ -118,6 +121,7 @@ fn wrmsr(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let m = &mut cpu.msrs;
     match index {
         number::TSC => m.tsc_offset = v.wrapping_sub(clock),
+        number::TSC_ADJUST => m.tsc_offset = v,
         number::MICROCODE | number::DEBUG_CONTROL | number::MISC_FEATURES => {}
         number::SYSENTER_CS => m.sysenter_cs = v,
         number::SYSENTER_ESP => m.sysenter_esp = v,

@@ -128,6 +128,7 @@ unsafe impl Send for Current {}
 /// All contexts.
 pub struct Tlb {
     contexts: Vec<Context>,
+    nothing: Box<[Entry]>,
     current: usize,
     clock: u64,
     /// Grows whenever an entry may have been dropped: what was derived from a fetch entry in a
@@ -154,6 +155,7 @@ impl Tlb {
     pub fn new() -> Self {
         Self {
             contexts: vec![Context::new(Key { cr3: 0, bits: 0 })],
+            nothing: vec![NO_ENTRY; SLOTS].into_boxed_slice(),
             current: 0,
             clock: 0,
             generation: 1,
@@ -197,6 +199,15 @@ impl Tlb {
             write: t[table(mode, Kind::Write)].as_ptr(),
             fetch: t[table(mode, Kind::Fetch)].as_ptr(),
             fetch_id: (self.current * 3 + table(mode, Kind::Fetch) / 3) as u64,
+        }
+    }
+
+    /// The same, with tables in which there is never anything for loads and stores.
+    pub fn no_tables(&self, mode: Mode) -> Current {
+        Current {
+            read: self.nothing.as_ptr(),
+            write: self.nothing.as_ptr(),
+            ..self.tables(mode)
         }
     }
 
