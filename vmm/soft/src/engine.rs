@@ -299,6 +299,11 @@ impl SoftEngine {
         let cpu = &mut self.cpu;
         let page = cpu.fetch_page(linear)?;
         let gpa = page.gpa | linear & 0xfff;
+        if cpu.attention & attention::CODE != 0 {
+            // The walk has set accessed bits in bytes from which code was decoded.
+            self.drop_written_code();
+        }
+        let cpu = &mut self.cpu;
         let run = match self.blocks.find(gpa, cpu.code_mode) {
             Some(run) => run,
             None => match self.decode_block(gpa) {

@@ -13,7 +13,7 @@ use engine::{Boundary, PendingRead};
 use crate::control::cr0;
 use crate::cpu::{CodeMode, Cpu, attention, seg};
 use crate::flags::AC;
-use crate::paging::{Paging, Scheme};
+use crate::paging::{MUST_STEP, Paging, Scheme};
 use crate::phys::{Frame, PAGE, PAGE_MASK, flag};
 use crate::stop::{Stop, StopReason, vector};
 use crate::tlb::{Current, Entry, Key, Kind, Mode, Tlb, slot};
@@ -309,8 +309,11 @@ impl Cpu {
         if self.mmu.paging.scheme == Scheme::Long && !is_canonical(linear) {
             return Err(self.stop_for(StopReason::NonCanonical));
         }
-        self.translate(mode, kind, linear)
-            .map_err(|error| self.raise_page_fault(linear, error))
+        match self.translate(mode, kind, linear) {
+            Err(MUST_STEP) => Err(self.stop_for(StopReason::Step)),
+            Err(error) => Err(self.raise_page_fault(linear, error)),
+            Ok(gpa) => Ok(gpa),
+        }
     }
 
     /// The address of the page after that of `linear`.

@@ -6,7 +6,7 @@
 //! what was derived from it (`tables.rs`).
 
 use crate::cpu::Cpu;
-use crate::phys::{PAGE, PAGE_MASK, PHYSICAL_BITS};
+use crate::phys::{PAGE, PAGE_MASK, PHYSICAL_BITS, flag};
 use crate::tlb::{Kind, Mode};
 
 /// Bits of a paging-structure entry.
@@ -28,6 +28,9 @@ pub mod fault {
     pub const RSVD: u32 = 1 << 3;
     pub const I: u32 = 1 << 4;
 }
+
+/// Not an error code: see `Cpu::translate`.
+pub(crate) const MUST_STEP: u32 = u32::MAX;
 
 /// Which walk is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +100,8 @@ struct Found {
 }
 
 impl Cpu {
-    /// Physical address for the access, or the error code of its page fault. `linear` is canonical.
+    /// Physical address for the access, or the error code of its page fault; `MUST_STEP` if accessed
+    /// bits are to be set in bytes that may be running code. `linear` is canonical.
     pub(crate) fn translate(&mut self, mode: Mode, kind: Kind, linear: u64) -> Result<u64, u32> {
         if self.mmu.paging.scheme == Scheme::Off {
             return Ok(linear);
@@ -110,6 +114,9 @@ impl Cpu {
         let found = found.map_err(|e| e | self.access_bits(mode, kind))?;
         if !self.allowed(&found, mode, kind) {
             return Err(fault::P | self.access_bits(mode, kind));
+        }
+        if kind != Kind::Fetch && !self.stepping && self.meets_code(&found) {
+            return Err(MUST_STEP);
         }
         self.commit(&found, kind, linear);
         Ok(found.frame | linear & found.page_bits)
@@ -254,6 +261,16 @@ impl Cpu {
         }
         found.frame = table;
         Ok(found)
+    }
+
+    /// Whether decoded code lies in the entries of a walk.
+    fn meets_code(&self, found: &Found) -> bool {
+        found.steps[..found.count].iter().any(|step| {
+            self.phys.frame(step.gpa).is_some_and(|frame| {
+                self.phys.flags(frame) & flag::CODE != 0
+                    && self.phys.has_code(frame, step.gpa % PAGE, 8)
+            })
+        })
     }
 
     /// Sets A and D and notes the tables.

@@ -257,7 +257,10 @@ fn first_difference(seed: u64) -> Result<u64, String> {
     let (mut low, mut high) = (0, LIMIT);
     while low + 1 < high {
         let middle = (low + high) / 2;
-        let (a, b) = (at_count(seed, middle, false)?, at_count(seed, middle, true)?);
+        let (a, b) = (
+            at_count(seed, middle, false)?,
+            at_count(seed, middle, true)?,
+        );
         if a.engine.state() == b.engine.state() && a.memory_hash() == b.memory_hash() {
             low = middle;
         } else {
