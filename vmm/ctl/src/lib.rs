@@ -8,12 +8,18 @@
 //! | [`up`] | the whole of a machine: guest image, disk, servers, replicas |
 //! | [`down`] | ending it, and leaving nothing behind |
 //! | [`status`] | what both replicas say, as one |
+//! | [`doctor`] | what this host offers and lacks |
+//! | [`watch`] | the live view in a terminal |
 //! | [`console`] | the guest's console in a terminal |
+//! | [`log`] | log files: dump and replay |
 
 pub mod console;
+pub mod doctor;
 pub mod down;
+pub mod log;
 pub mod process;
 pub mod progress;
 pub mod rundir;
 pub mod status;
 pub mod up;
+pub mod watch;

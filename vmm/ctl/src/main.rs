@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ft_ctl::rundir::RunDir;
 use ft_ctl::up::Up;
-use ft_ctl::{console, down, status, up};
+use ft_ctl::{console, doctor, down, log, status, up, watch};
 use nix::sys::signal::Signal;
 use vmm::config::ConfigFlags;
 use wire::control::{ControlClient, Request, Response, Role};
@@ -67,6 +67,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// A live view of the machine: both replicas, the log, failovers as they happen; q ends
+    Watch {
+        #[command(flatten)]
+        which: Which,
+        /// Print one picture as text
+        #[arg(long)]
+        once: bool,
+    },
     /// The guest's serial console; Ctrl-] leaves
     Console {
         #[command(flatten)]
@@ -96,6 +104,16 @@ enum Command {
     Reset {
         #[command(flatten)]
         which: Which,
+    },
+    /// Looks at what this host offers and lacks
+    Doctor {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Log files that `up --record FILE` wrote
+    Log {
+        #[command(subcommand)]
+        command: log::LogCommand,
     },
     /// The view register, for machines that are not started by `up`
     View {
@@ -134,7 +152,8 @@ enum ViewCommand {
 
 fn main() -> ExitCode {
     match run(Args::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("ft-ctl: {}", vmm::errors::chain(error.as_ref()));
             ExitCode::FAILURE
@@ -142,8 +161,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+/// Carries a command out; `false`: it found what it was to find out, and that is bad.
+fn run(command: Command) -> Result<bool> {
     match command {
+        Command::Doctor { json } => return doctor::run(json),
+        Command::Log { command } => return log::run(command),
         Command::Up { file, from, flags } => {
             let config = flags.resolve(file.as_deref())?;
             start(Up {
@@ -159,6 +181,14 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Status { which, json } => show_status(which.name.as_deref(), json),
+        Command::Watch { which, once: true } => {
+            print!("{}", watch::once(which.name.as_deref())?);
+            Ok(())
+        }
+        Command::Watch { which, once: false } => {
+            watch::check_terminal()?;
+            watch::watch(which.name.as_deref())
+        }
         Command::Console { which } => console::attach(&role(&which, Role::Primary)?.control),
         Command::Kill { replica, which } => kill(replica, &which),
         Command::Save { file, which } => save(&file, &which),
@@ -169,7 +199,8 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::View { command } => view(command),
-    }
+    }?;
+    Ok(true)
 }
 
 fn start(request: Up) -> Result<()> {

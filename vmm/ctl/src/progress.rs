@@ -2,15 +2,19 @@
 //! far it is, on a terminal as a bar.
 
 use std::io::IsTerminal;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use guest_images::Progress as Building;
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// How often an amount is told where there is no terminal for a bar.
+const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Tells on stderr what goes on.
 pub struct Teller {
     bar: Option<ProgressBar>,
     started: Instant,
+    last_line: Instant,
     quiet: bool,
 }
 
@@ -19,6 +23,7 @@ impl Teller {
         Self {
             bar: None,
             started: Instant::now(),
+            last_line: Instant::now(),
             quiet,
         }
     }
@@ -26,6 +31,7 @@ impl Teller {
     /// A step begins.
     pub fn step(&mut self, text: &str) {
         self.finish_bar();
+        self.last_line = Instant::now();
         if !self.quiet {
             eprintln!("[{:6.1} s] {text}", self.started.elapsed().as_secs_f64());
         }
@@ -33,7 +39,13 @@ impl Teller {
 
     /// How far the present step is.
     pub fn amount(&mut self, done: u64, total: u64, what: &str) {
-        if self.quiet || !std::io::stderr().is_terminal() {
+        if self.quiet {
+            return;
+        }
+        if !std::io::stderr().is_terminal() {
+            if self.last_line.elapsed() >= LINE_EVERY {
+                self.step(&format!("  {done} of {total} {what}"));
+            }
             return;
         }
         let bar = self.bar.get_or_insert_with(|| new_bar(what == "bytes"));

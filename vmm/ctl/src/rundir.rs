@@ -103,7 +103,7 @@ impl RunDir {
     /// Makes the folder. What a machine left that is not up any more is removed.
     pub fn create(name: &str) -> Result<Self, RunDirError> {
         let dir = Self::of(name);
-        make_private(&base())?;
+        make_base()?;
         if let Ok(running) = dir.load()
             && running.is_alive()
         {
@@ -161,7 +161,8 @@ impl RunDir {
     }
 }
 
-fn base() -> PathBuf {
+/// The folder of all machines' folders.
+pub fn base() -> PathBuf {
     if let Some(dir) = std::env::var_os("LOCKSTEP_DIR") {
         return dir.into();
     }
@@ -169,6 +170,11 @@ fn base() -> PathBuf {
         Some(dir) if Path::new(&dir).is_dir() => Path::new(&dir).join("lockstep"),
         _ => PathBuf::from(format!("/tmp/lockstep-{}", nix::unistd::geteuid())),
     }
+}
+
+/// Makes that folder, or sees that it is ours.
+pub fn make_base() -> Result<(), RunDirError> {
+    make_private(&base())
 }
 
 fn only() -> Result<RunDir, RunDirError> {

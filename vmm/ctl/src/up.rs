@@ -14,7 +14,7 @@ use wire::register::{RegisterClient, RegisterError, ReplicaId, VmId};
 use crate::process::{self, Process, StartError, tail};
 use crate::progress::Teller;
 use crate::rundir::{Forwarded, ReplicaProcess, RunDir, RunDirError, Running};
-use crate::status;
+use crate::{log, status};
 
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the replicas may take to find each other, beyond what the configuration allows them.
@@ -133,6 +133,16 @@ impl Starting {
             .unwrap_or_default()
             .as_secs();
         config.vm.start_time.get_or_insert(now);
+        // The replicas read them from a file in another folder.
+        let paths = [
+            &mut config.boot.kernel,
+            &mut config.boot.initrd,
+            &mut config.disk.path,
+            &mut config.log.record,
+        ];
+        for path in paths.into_iter().flatten() {
+            *path = std::path::absolute(&*path).unwrap_or(path.clone());
+        }
         let running = Running {
             name: config.vm.name.clone(),
             vm,
@@ -219,7 +229,6 @@ impl Starting {
         let Some(path) = self.config.disk.path.clone() else {
             return Ok(None);
         };
-        let path = std::path::absolute(&path).unwrap_or(path);
         if !path.exists() {
             let Some(ByteSize(size)) = self.config.disk.size else {
                 return Err(UpError::NoDisk { path });
@@ -230,6 +239,11 @@ impl Starting {
                 source,
             })?;
         }
+        let found = fs::metadata(&path).map_err(|source| UpError::Disk {
+            path: path.clone(),
+            source,
+        })?;
+        self.config.disk.size = Some(ByteSize(found.len()));
         Ok(Some(path))
     }
 
@@ -316,9 +330,14 @@ impl Starting {
                 true,
             )?;
         }
-        let path = self.dir.file("vm.toml");
-        fs::write(&path, self.config.to_toml()?)
-            .map_err(|source| UpError::Write { path, source })?;
+        let beside_log = self.config.log.record.as_deref().map(log::config_beside);
+        for path in [Some(self.dir.file("vm.toml")), beside_log]
+            .into_iter()
+            .flatten()
+        {
+            fs::write(&path, self.config.to_toml()?)
+                .map_err(|source| UpError::Write { path, source })?;
+        }
         let mut log_address = None;
         if let Some(second) = second {
             teller.step("backup: starting");

@@ -15,6 +15,7 @@ mod clock;
 mod control;
 pub mod convert;
 mod metrics;
+pub mod offline;
 mod outlet;
 mod protocol;
 mod read_again;

@@ -159,8 +159,8 @@ pub(super) fn prepare(spec: Spec) -> Result<Ready, SetupError> {
     let view = view(&spec, vm, register.as_deref())?;
     let (arrivals_in, arrivals) = arrivals();
     let (outside, disk_bytes) = outside(&spec, vm, view, &arrivals_in)?;
-    let machine = machine(&spec, disk_bytes)?;
-    let header = header(vm, view, &spec.config, &machine);
+    let machine = machine(&spec.config, spec.from.as_ref(), disk_bytes)?;
+    let header = header(vm, view.number, &spec.config, &machine);
     let listener = listener(&spec)?;
     let log_addr = listener
         .as_ref()
@@ -369,8 +369,11 @@ fn console(file: Option<&PathBuf>) -> Result<Console, SetupError> {
 }
 
 /// The machine at power-on, or as it was saved.
-fn machine(spec: &Spec, disk_bytes: Option<u64>) -> Result<Machine, SetupError> {
-    let config = &spec.config;
+pub(super) fn machine(
+    config: &Config,
+    from: Option<&PathBuf>,
+    disk_bytes: Option<u64>,
+) -> Result<Machine, SetupError> {
     let ram = GuestRam::new(config.vm.memory.bytes())?;
     let engine = Box::new(soft::SoftEngine::new(ram.memory())?);
     let kernel = config.boot.kernel.as_deref().ok_or(SetupError::NoKernel)?;
@@ -380,7 +383,7 @@ fn machine(spec: &Spec, disk_bytes: Option<u64>) -> Result<Machine, SetupError> 
         config.kernel_cmdline(""),
         config.boot.mode,
     )?;
-    match &spec.from {
+    match from {
         None => Ok(Machine::power_on(
             engine,
             ram,
@@ -447,7 +450,7 @@ fn resume(
 }
 
 /// What both replicas must agree on before the first entry.
-fn header(vm: VmId, view: View, config: &Config, machine: &Machine) -> Header {
+pub(super) fn header(vm: VmId, view: u64, config: &Config, machine: &Machine) -> Header {
     let info = machine.engine_info();
     let state = machine.hash(true);
     let whole = [state.registers, state.devices, state.memory.unwrap_or(0)]
@@ -461,7 +464,7 @@ fn header(vm: VmId, view: View, config: &Config, machine: &Machine) -> Header {
     );
     Header {
         vm,
-        view: view.number,
+        view,
         engine: info.name.to_owned(),
         counts: CountUnit::Instructions,
         cpuid: info.cpuid_hash,

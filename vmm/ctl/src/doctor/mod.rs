@@ -1,0 +1,122 @@
+//! `doctor`: what this host offers, what is missing, and what to do about it.
+
+mod cpu;
+mod files;
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// What is said of the engine that this release does not have, in these words everywhere.
+pub const NO_KVM: &str = "the kvm engine is not built yet; nothing was verified on VT-x, AMD-V \
+                          or a real counter";
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    /// Says something, but nothing depends on it.
+    Note,
+    /// Some of it will not work, or not well.
+    Warn,
+    /// Machines cannot run here.
+    Fail,
+}
+
+/// One thing looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    pub name: &'static str,
+    pub result: Verdict,
+    pub detail: String,
+    /// What to do, if there is anything to do.
+    pub fix: Option<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, result: Verdict, detail: impl Into<String>) -> Self {
+        Self {
+            name,
+            result,
+            detail: detail.into(),
+            fix: None,
+        }
+    }
+
+    fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+/// What `doctor --json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// What `engine = "auto"` takes on this host.
+    pub engine: &'static str,
+    pub why: String,
+    /// Nothing has failed.
+    pub healthy: bool,
+    pub checks: Vec<Check>,
+}
+
+/// Looks at everything. Takes well under a second and leaves nothing behind.
+pub fn examine() -> Report {
+    let mut checks = cpu::checks();
+    checks.extend(files::checks());
+    Report {
+        engine: "soft",
+        why: format!("{NO_KVM}; the software CPU works on every x86-64 host"),
+        healthy: checks.iter().all(|check| check.result != Verdict::Fail),
+        checks,
+    }
+}
+
+/// Prints the report; `false`: something has failed.
+pub fn run(json: bool) -> Result<bool> {
+    let report = examine();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(report.healthy);
+    }
+    println!("engine: {} ({})", report.engine, report.why);
+    for check in &report.checks {
+        let word = match check.result {
+            Verdict::Ok => "ok  ",
+            Verdict::Note => "note",
+            Verdict::Warn => "WARN",
+            Verdict::Fail => "FAIL",
+        };
+        println!("  {word}  {:18} {}", check.name, check.detail);
+        if let Some(fix) = &check.fix {
+            println!("                            -> {fix}");
+        }
+    }
+    let count = |wanted| report.checks.iter().filter(|c| c.result == wanted).count();
+    match (count(Verdict::Fail), count(Verdict::Warn)) {
+        (0, 0) => println!("machines can run here"),
+        (0, warnings) => println!("machines can run here; warnings: {warnings}"),
+        (failures, _) => println!("machines cannot run here; failed: {failures}"),
+    }
+    Ok(report.healthy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_check_has_its_own_name_and_faults_have_a_remedy() {
+        let report = examine();
+        assert_eq!(report.engine, "soft");
+        assert!(report.why.contains(NO_KVM));
+        let mut names: Vec<_> = report.checks.iter().map(|check| check.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), report.checks.len());
+        for check in &report.checks {
+            let fault = matches!(check.result, Verdict::Fail | Verdict::Warn);
+            assert!(!fault || check.fix.is_some(), "{check:?}");
+        }
+    }
+}
