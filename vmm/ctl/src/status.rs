@@ -51,7 +51,8 @@ impl ReplicaStatus {
 
 /// Asks all replicas.
 pub fn status(running: &Running) -> Overview {
-    let replicas: Vec<ReplicaStatus> = running.replicas.iter().map(replica).collect();
+    let mut replicas: Vec<ReplicaStatus> = running.replicas.iter().map(replica).collect();
+    replicas.sort_by_key(|replica| replica.replica);
     // After a split the live one is the one of the highest view.
     let live = replicas
         .iter()

@@ -274,3 +274,6 @@ impl<R: Read> Log for &mut FileLog<'_, R> {
         self.judge(Err(divergence));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ pub fn checks() -> Vec<Check> {
         processor(&info),
         soft(),
         cores(),
-        kvm(),
+        kvm(&flags),
         virtualization(&flags),
         counters(),
     ]
@@ -72,9 +72,13 @@ fn cores() -> Check {
     .fix("use 2 cores or more, or a backup on another host")
 }
 
-fn kvm() -> Check {
+/// A KVM device says little: some clouds offer one that is not backed by the processor.
+fn kvm(flags: &str) -> Check {
     let there = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => "/dev/kvm can be opened".to_owned(),
+        Ok(_) if has(flags, "vmx") || has(flags, "svm") => "/dev/kvm can be opened".to_owned(),
+        Ok(_) => "/dev/kvm can be opened, but the processor shows neither VT-x nor AMD-V: it is \
+                  emulated"
+            .to_owned(),
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => "no /dev/kvm".to_owned(),
         Err(why) => format!("/dev/kvm cannot be opened ({why})"),
     };
@@ -82,14 +86,13 @@ fn kvm() -> Check {
 }
 
 fn virtualization(flags: &str) -> Check {
-    let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
-    let mut detail = match (has("vmx"), has("svm")) {
+    let mut detail = match (has(flags, "vmx"), has(flags, "svm")) {
         (true, _) => "VT-x (vmx)",
         (_, true) => "AMD-V (svm)",
         _ => "neither vmx nor svm",
     }
     .to_owned();
-    if has("hypervisor") {
+    if has(flags, "hypervisor") {
         detail.push_str("; this host is a virtual machine itself");
     }
     Check::new("virtualization", Verdict::Note, detail)
@@ -114,4 +117,8 @@ fn counters() -> Check {
         ),
     };
     Check::new("counters", Verdict::Note, format!("{detail}; not used"))
+}
+
+fn has(flags: &str, flag: &str) -> bool {
+    flags.split_whitespace().any(|word| word == flag)
 }

@@ -97,7 +97,7 @@ fn replica_lines(model: &Model, replica: &ReplicaStatus) -> Vec<Line<'static>> {
         row(
             "speed",
             format!(
-                "{:.1} MIPS, hashes equal {}",
+                "{:.1} MIPS, {} equal hashes",
                 model.mips(replica.replica),
                 details.hashes_compared
             ),
@@ -131,7 +131,7 @@ fn draw_figures(frame: &mut Frame, area: Rect, model: &Model, overview: &Overvie
             row(
                 "lag",
                 format!(
-                    "{:.1} ms (p50 {:.1}, p99 {:.1})",
+                    "{:.1} ms (p50 {:.0}, p99 {:.0})",
                     overview.lag_ms, lag.p50, lag.p99
                 ),
             ),
