@@ -197,9 +197,9 @@ fn reap(mut child: Child) {
 /// The end of a log file.
 pub fn tail(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let from = text.ceil_char_boundary(text.len().saturating_sub(LOG_TAIL));
-    text[from..].trim_end().to_owned()
+    // A character that is cut is shown as a replacement.
+    let end = &text[text.len().saturating_sub(LOG_TAIL)..];
+    String::from_utf8_lossy(end).trim_end().to_owned()
 }
 
 #[cfg(test)]
