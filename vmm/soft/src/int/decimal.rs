@@ -115,3 +115,6 @@ fn bound<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
