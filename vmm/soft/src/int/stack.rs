@@ -80,6 +80,14 @@ impl Cpu {
         result.map_err(|stop| self.stack_stop(stop))
     }
 
+    /// Makes sure that `size` bytes at RSP value `rsp` can be stored.
+    fn probe_stack(&mut self, rsp: u64, size: u64) -> Result<(), Stop> {
+        let offset = truncate(rsp, self.stack_size());
+        let linear = self.linear(seg::SS, offset, size, Access::Write)?;
+        let result = self.prepare_store(linear, size);
+        result.map_err(|stop| self.stack_stop(stop))
+    }
+
     /// Pushes `size` bytes (2, 4, 8) in any mode.
     pub fn push(&mut self, size: u8, v: u64) -> Result<(), Stop> {
         let rsp = self.moved_rsp(self.gpr[RSP], 0u64.wrapping_sub(u64::from(size)));
@@ -265,9 +273,7 @@ fn pusha(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let old = cpu.gpr[RSP];
     let slot = |cpu: &Cpu, i: u64| cpu.moved_rsp(old, (size * (i + 1)).wrapping_neg());
     for i in 0..8 {
-        let offset = truncate(slot(cpu, i), cpu.stack_size());
-        let linear = cpu.linear(seg::SS, offset, size, Access::Write)?;
-        cpu.prepare_store(linear, size)?;
+        cpu.probe_stack(slot(cpu, i), size)?;
     }
     for i in 0..8 {
         let v = cpu.gpr[i as usize];
@@ -315,35 +321,41 @@ fn leave(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Reads and checks everything first, then writes (SDM vol. 2, ENTER).
+/// Everything is read and checked first, then written (SDM vol. 2, ENTER).
 fn enter(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let (alloc, level) = (op.imm & 0xffff, op.imm >> 16);
     let size = u64::from(op.extra);
     let (rsp, rbp) = (cpu.gpr[RSP], cpu.gpr[RBP]);
-    let frame = cpu.moved_rsp(rsp, size.wrapping_neg());
-    let words = level + 1;
     let slot = |cpu: &Cpu, i: u64| cpu.moved_rsp(rsp, (size * (i + 1)).wrapping_neg());
-    let link = |cpu: &Cpu, i: u64| cpu.moved_rsp(rbp, (size * i).wrapping_neg());
-    // First everything that can fault, in the order of the pushes.
-    cpu.prepare_stack(slot(cpu, 0), op.extra)?;
-    for i in 1..level {
-        cpu.load_stack(link(cpu, i), op.extra)?;
-        cpu.prepare_stack(slot(cpu, i), op.extra)?;
-    }
+    let outer = |cpu: &Cpu, i: u64| cpu.moved_rsp(rbp, (size * i).wrapping_neg());
+    let frame = slot(cpu, 0);
+    let mut display = [0; 32];
+    display[0] = rbp;
     if level > 0 {
-        cpu.prepare_stack(slot(cpu, level), op.extra)?;
+        display[level as usize] = frame;
     }
-    let bottom = cpu.moved_rsp(rsp, (size * words + alloc).wrapping_neg());
+    let words = level + 1;
+    for i in 0..words {
+        if i > 0 && i < level {
+            display[i as usize] = cpu.load_stack(outer(cpu, i), op.extra)?;
+        }
+        cpu.probe_stack(slot(cpu, i), size)?;
+    }
     // The new top of the stack must be writable too.
-    cpu.prepare_stack(bottom, op.extra)?;
-    // Then the pushes; what is copied may be what was just pushed.
-    cpu.store_stack(slot(cpu, 0), op.extra, rbp)?;
-    for i in 1..level {
-        let copied = cpu.load_stack(link(cpu, i), op.extra)?;
-        cpu.store_stack(slot(cpu, i), op.extra, copied)?;
-    }
-    if level > 0 {
-        cpu.store_stack(slot(cpu, level), op.extra, frame)?;
+    let bottom = cpu.moved_rsp(rsp, (size * words + alloc).wrapping_neg());
+    cpu.probe_stack(bottom, size)?;
+    for i in 0..words {
+        let at = outer(cpu, i);
+        // Slots rsp - size * i .. rsp are written.
+        let past = at
+            .wrapping_add(size)
+            .wrapping_sub(rsp.wrapping_sub(size * i));
+        let written = past.wrapping_sub(1) < size * (i + 1) - 1;
+        if i > 0 && i < level && written {
+            // An outer frame pointer that has just been overwritten.
+            display[i as usize] = cpu.load_stack(at, op.extra)?;
+        }
+        cpu.store_stack(slot(cpu, i), op.extra, display[i as usize])?;
     }
     cpu.gpr[RSP] = bottom;
     sized_word!(op.extra, T => T::set(&mut cpu.gpr, reg::RBP, T::from_u64(frame)));
