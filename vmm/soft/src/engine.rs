@@ -40,6 +40,8 @@ pub struct SoftEngine {
     /// The last instruction that straddled two pages, which is not in the cache; whether it ends
     /// its block.
     straddler: Option<(Op, bool)>,
+    /// `EngineInfo::host_math`.
+    host_math: u64,
     /// Keeps the RAM mapped.
     _memory: Box<dyn Any + Send + Sync>,
 }
@@ -62,8 +64,13 @@ impl SoftEngine {
         // them only while no method of the engine runs.
         let phys = unsafe { Phys::new(regions) }
             .map_err(|e| EngineError::BadState(format!("memory layout: {e}")))?;
+        let mut native = NativeCode::new().map_err(EngineError::Host)?;
+        let host_math = native
+            .fingerprint()
+            .map_err(|e| EngineError::Host(std::io::Error::other(e)))?;
         let mut engine = Self {
-            cpu: Cpu::new(phys, NativeCode::new().map_err(EngineError::Host)?),
+            cpu: Cpu::new(phys, native),
+            host_math,
             blocks: BlockCache::default(),
             jumps: JumpCache::new(),
             pending: None,
@@ -386,7 +393,7 @@ impl Engine for SoftEngine {
             name: "soft",
             counts: "retired instructions, one per REP iteration",
             cpuid_hash: cpuid::hash(),
-            host_math: 0,
+            host_math: self.host_math,
         }
     }
 

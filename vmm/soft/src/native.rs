@@ -10,6 +10,7 @@
 
 mod arena;
 mod emit;
+mod fingerprint;
 #[cfg(test)]
 mod tests;
 

@@ -119,3 +119,11 @@ fn stubs_are_shared() {
     }
     assert_eq!(code.stubs.len(), 2);
 }
+
+#[test]
+fn fingerprint_is_the_same_each_time() {
+    let one = NativeCode::new().unwrap().fingerprint().unwrap();
+    let mut code = NativeCode::new().unwrap();
+    assert_eq!(code.fingerprint().unwrap(), one);
+    assert_eq!(code.fingerprint().unwrap(), one);
+}
