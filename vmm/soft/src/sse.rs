@@ -8,6 +8,7 @@ mod control;
 mod moves;
 mod native;
 mod packed;
+mod scalar;
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, Register};
 

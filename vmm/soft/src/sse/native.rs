@@ -68,7 +68,7 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
     let size = d.ins.memory_size().size() as u8 | if needs_alignment(d.ins) { ALIGNED } else { 0 };
     operand(d, 0, FIRST);
     operand(d, 1, SECOND);
-    let hot = super::packed::decode(d);
+    let hot = super::packed::decode(d).or_else(|| super::scalar::decode(d));
     if d.is_memory(0) {
         d.op.dst = size;
         return Some(to_memory);
