@@ -69,9 +69,9 @@ pub fn differences(
     line("rip", native.rip, guest.rip);
     let at = encoded.starts.iter().position(|&s| s == native.rip);
     let faulting = at
+        .filter(|_| native.end == End::Exception)
         .and_then(|i| sequence.items.get(i))
-        .map(Item::effective)
-        .filter(|_| native.end == End::Exception);
+        .map(Item::effective);
     if native.end == End::Exception {
         line("vector", u64::from(native.vector), u64::from(guest.vector));
         if native.vector == guest.vector {
@@ -98,7 +98,7 @@ pub fn differences(
         line(name, native.gpr[i], guest.gpr[i]);
     }
     let mut flags = FLAGS;
-    if !strictness.undefined {
+    if !strictness.undefined && (native.rflags ^ guest.rflags) & FLAGS != 0 {
         let undefined = sequence.undefined();
         // Somewhere else: after a jump into the middle of something.
         flags &= !at
@@ -116,6 +116,7 @@ pub fn differences(
     {
         // Written before the fault was found, and below RSP again after it.
         ignore_below(native.gpr[4].wrapping_sub(STACK), &mut stack, &guest.stack);
+        ignore_below(native.gpr[4].wrapping_sub(DATA), &mut data, &guest.data);
     }
     if faulting.is_some_and(|i| i.memory_size().size() == 10 || i.memory_size().size() > 16) {
         // The part of a long store before the page that it faults on may be done.
@@ -186,11 +187,11 @@ fn fx(
         both("fip", 8, 6);
         both("fdp", 16, 6);
     }
-    // An unmasked underflow: whether the result is inexact as well is that of a result which is
-    // not there. A dot product stops at the first of its steps that raises something.
+    // An unmasked overflow or underflow: whether the result is inexact as well is that of a result
+    // which is not there. A dot product stops at the first of its steps that raises something.
     let mxcsr = match xm {
         Some(i) if matches!(i.mnemonic(), Mnemonic::Dpps | Mnemonic::Dppd) => !0x3f,
-        Some(_) if native[24] & 0x10 != 0 => !0x20,
+        Some(_) if native[24] & 0x18 != 0 => !0x20,
         _ => u64::MAX,
     };
     line(

@@ -92,10 +92,6 @@ impl Generator {
                 item.target = Some(at + rng.random_range(1..=6));
             }
             sequence.items.push(item);
-            if sequence.encode().is_none() {
-                sequence.items.pop();
-                break;
-            }
             let after = flags_after(&ins, before);
             undefined = after;
             if let Some(t) = sequence.items[at].target {
@@ -108,8 +104,18 @@ impl Generator {
             self.clobber(&ins, &mut known);
         }
         let end = sequence.items.len();
-        for item in &mut sequence.items {
-            item.target = item.target.map(|t| t.min(end));
+        let popf = |t: usize| sequence.items.get(t).is_some_and(Item::is_popf);
+        let targets: Vec<_> = (sequence.items.iter())
+            .map(|item| item.target.map(|t| t.min(end)))
+            // Not between a PUSH and its POPF.
+            .map(|target| target.map(|t| if popf(t) { t - 1 } else { t }))
+            .collect();
+        for (item, target) in sequence.items.iter_mut().zip(targets) {
+            item.target = target;
+        }
+        // Too long, or a short branch too far.
+        while !sequence.items.is_empty() && sequence.encode().is_none() {
+            sequence = sequence.without(sequence.items.len() - 1);
         }
         sequence
     }

@@ -58,6 +58,8 @@ pub struct Tester {
     guest: Guest,
     options: Options,
     generator: Generator,
+    /// The engine's side of a batch.
+    outputs: Vec<Output>,
 }
 
 impl Tester {
@@ -78,6 +80,7 @@ impl Tester {
             guest: Guest::new(make).context("the engine's side")?,
             generator: Generator::new(options.seed, codes),
             options,
+            outputs: Vec::new(),
         })
     }
 
@@ -136,12 +139,12 @@ impl Tester {
         sequences: &[Sequence],
         summary: &mut Summary,
     ) -> anyhow::Result<()> {
-        let mut outputs = vec![Output::default(); sequences.len()];
-        for (i, output) in outputs.iter_mut().enumerate() {
-            let input = self.native.inputs(slot)[i].clone();
-            self.guest.run(&input, output)?;
+        self.outputs.resize_with(sequences.len(), Output::default);
+        for (i, output) in self.outputs.iter_mut().enumerate() {
+            self.guest.run(&self.native.inputs(slot)[i], output)?;
         }
-        let native = self.native.finish(slot)?[..sequences.len()].to_vec();
+        let native = self.native.finish(slot)?;
+        let mut different = Vec::new();
         for (i, sequence) in sequences.iter().enumerate() {
             summary.cases += 1;
             summary.skipped += u64::from(native[i].end == End::Skipped);
@@ -149,21 +152,20 @@ impl Tester {
             let Some(encoded) = sequence.encode() else {
                 continue;
             };
-            let found = differences(
-                sequence,
-                &encoded,
-                self.options.strictness,
-                &native[i],
-                &outputs[i],
-            );
-            if found.is_empty() || summary.failures.len() >= self.options.failures {
-                continue;
+            let strictness = self.options.strictness;
+            let guest = &self.outputs[i];
+            let found = differences(sequence, &encoded, strictness, &native[i], guest);
+            if !found.is_empty() {
+                different.push((i, found));
             }
-            let case = self.number(batch, i);
-            let input = Box::new(self.native.inputs(slot)[i].clone());
-            summary
-                .failures
-                .push(self.shrink(case, sequence, input, found)?);
+        }
+        for (i, found) in different {
+            if summary.failures.len() < self.options.failures {
+                let case = self.number(batch, i);
+                let input = Box::new(self.native.inputs(slot)[i].clone());
+                let failure = self.shrink(case, &sequences[i], input, found)?;
+                summary.failures.push(failure);
+            }
         }
         Ok(())
     }

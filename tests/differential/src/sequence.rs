@@ -1,8 +1,8 @@
 //! A sequence of instructions: its bytes, and which flags are undefined where.
 
 use iced_x86::{
-    Decoder, DecoderOptions, Encoder, FlowControl, Formatter, GasFormatter, Instruction, Mnemonic,
-    OpKind, RflagsBits,
+    Code, Decoder, DecoderOptions, Encoder, FlowControl, Formatter, GasFormatter, Instruction,
+    Mnemonic, OpKind, RflagsBits,
 };
 
 use crate::case::{CODE, CODE_SIZE, END};
@@ -49,6 +49,11 @@ impl Item {
             target: None,
             prefixes: Vec::new(),
         }
+    }
+
+    /// Whether it pops RFLAGS: only what was pushed just before it may be popped.
+    pub fn is_popf(&self) -> bool {
+        matches!(self.ins.code(), Code::Popfq | Code::Popfd)
     }
 
     fn encode(&self, ip: u64, target: u64) -> Option<Vec<u8>> {
@@ -166,10 +171,13 @@ impl Sequence {
         at
     }
 
-    /// Without item `i`.
+    /// Without item `i`, and without the POPF that belongs to it.
     pub fn without(&self, i: usize) -> Self {
         let mut items = self.items.clone();
         items.remove(i);
+        if items.get(i).is_some_and(Item::is_popf) {
+            return Self { items }.without(i);
+        }
         let len = items.len();
         for item in &mut items {
             if let Some(t) = &mut item.target {

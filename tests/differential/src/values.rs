@@ -212,6 +212,17 @@ fn fxsave(rng: &mut ChaCha8Rng, image: &mut [u8; 512]) {
     }
 }
 
+/// Fast noise: most of what a case copies and nobody looks at.
+fn noise(seed: u64, bytes: &mut [u8]) {
+    let mut state = seed | 1;
+    for chunk in bytes.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        chunk.copy_from_slice(&state.to_le_bytes());
+    }
+}
+
 /// Fills everything but the code.
 pub fn fill(rng: &mut ChaCha8Rng, input: &mut Input) {
     for n in 0..16 {
@@ -224,8 +235,8 @@ pub fn fill(rng: &mut ChaCha8Rng, input: &mut Input) {
     fxsave(rng, &mut input.fx);
     // A patchwork: mostly noise, here and there numbers.
     let memory = |rng: &mut ChaCha8Rng, bytes: &mut [u8]| {
-        rng.fill(bytes);
-        for _ in 0..bytes.len() / 64 {
+        noise(rng.random(), bytes);
+        for _ in 0..bytes.len() / 256 {
             let at = rng.random_range(0..bytes.len() / 16) * 16;
             bytes[at..at + 16].copy_from_slice(&vector(rng));
         }
