@@ -21,8 +21,6 @@ pub enum ConsoleLine {
     Virtio,
 }
 
-/// Bytes kept for whoever attaches later.
-const SCROLLBACK: usize = 64 << 10;
 /// Bytes written to the file; a guest must not be able to fill its host's disk.
 const FILE_MAX: u64 = 16 << 20;
 /// Chunks that may wait for a slow watcher before it is dropped.
@@ -33,17 +31,21 @@ pub struct Console(Arc<Mutex<State>>);
 
 struct State {
     scrollback: VecDeque<u8>,
+    /// Bytes kept for whoever attaches later.
+    history: usize,
     watchers: Vec<Sender<Bytes>>,
     file: Option<File>,
     written: u64,
 }
 
 impl Console {
-    /// A console that also writes what the guest says to `file`.
-    pub fn new(file: Option<&Path>) -> io::Result<Self> {
+    /// A console that keeps `history` bytes for whoever attaches later, and also writes what the
+    /// guest says to `file`.
+    pub fn new(file: Option<&Path>, history: usize) -> io::Result<Self> {
         let file = file.map(File::create).transpose()?;
         let state = State {
             scrollback: VecDeque::new(),
+            history,
             watchers: Vec::new(),
             file,
             written: 0,
@@ -55,7 +57,7 @@ impl Console {
     pub fn put(&self, bytes: &[u8]) {
         let mut state = lock(&self.0);
         state.scrollback.extend(bytes);
-        let excess = state.scrollback.len().saturating_sub(SCROLLBACK);
+        let excess = state.scrollback.len().saturating_sub(state.history);
         state.scrollback.drain(..excess);
         state.write_file(bytes);
         let chunk = Bytes::copy_from_slice(bytes);
@@ -67,7 +69,7 @@ impl Console {
             });
     }
 
-    /// What was said so far (the last 64 KiB), and everything from now on.
+    /// What was said so far, as much of it as is kept, and everything from now on.
     pub fn watch(&self) -> (Vec<u8>, Receiver<Bytes>) {
         let mut state = lock(&self.0);
         let (sender, receiver) = crossbeam_channel::bounded(WATCHER_MAX);
@@ -89,5 +91,22 @@ impl State {
             let _ = file.write_all(b"\n[the console file is full]\n");
             self.file = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_as_much_as_it_is_told() -> io::Result<()> {
+        let console = Console::new(None, 4)?;
+        console.put(b"ab");
+        console.put(b"cdef");
+        let (kept, said) = console.watch();
+        assert_eq!(kept, b"cdef");
+        console.put(b"g");
+        assert_eq!(said.try_recv().as_deref(), Ok(&b"g"[..]));
+        Ok(())
     }
 }

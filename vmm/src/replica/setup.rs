@@ -317,8 +317,9 @@ fn outside(
     view: View,
     arrivals: &Sender<Arrival>,
 ) -> Result<(Outside, Option<u64>), SetupError> {
-    let serial = console(spec.serial_file.as_ref())?;
-    let virtio_console = console(spec.virtio_file.as_ref())?;
+    let history = usize::try_from(spec.config.console.history.0).unwrap_or(usize::MAX);
+    let serial = console(spec.serial_file.as_ref(), history)?;
+    let virtio_console = console(spec.virtio_file.as_ref(), history)?;
     let mut outside = Outside {
         net: None,
         disk: None,
@@ -361,8 +362,8 @@ fn outside(
     Ok((outside, disk_bytes))
 }
 
-fn console(file: Option<&PathBuf>) -> Result<Console, SetupError> {
-    Console::new(file.map(PathBuf::as_path)).map_err(|source| SetupError::File {
+fn console(file: Option<&PathBuf>, history: usize) -> Result<Console, SetupError> {
+    Console::new(file.map(PathBuf::as_path), history).map_err(|source| SetupError::File {
         path: file.cloned().unwrap_or_default(),
         source,
     })
