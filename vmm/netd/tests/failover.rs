@@ -175,3 +175,27 @@ fn a_fenced_replica_is_told_and_its_frames_go_nowhere() {
         Message::Control(FromSwitch::Fenced { view: 2 })
     );
 }
+
+/// Figures for a person: `cargo test --release -p ft-netd --test failover -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures, asserts nothing about time"]
+fn throughput_and_latency() {
+    let switch = switch();
+    let guest = Runner::start(Subnet::default().guest);
+    guest.attach(connect(switch.replicas(), 1, 1, true));
+    let mut stream = client(&switch);
+    stream.set_nodelay(true).unwrap();
+    echo(&stream, &pattern(1 << 20, 0));
+    let began = std::time::Instant::now();
+    for round in 0..16 {
+        echo(&stream, &pattern(4 << 20, round));
+    }
+    let rate = 64.0 * 8.0 * 1.048_576 / began.elapsed().as_secs_f64();
+    let began = std::time::Instant::now();
+    for _ in 0..2000 {
+        stream.write_all(&[1]).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+    let trip = began.elapsed().as_micros() / 2000;
+    println!("echo of 64 MiB: {rate:.0} Mbit/s each way; round trip of one byte: {trip} us");
+}
