@@ -11,20 +11,30 @@
 //! | plain `NAME` | always | while the disk belongs to no machine that is on |
 //! | the current view's primary | yes | yes |
 //! | the current view's backup | yes | no |
+//! | a connection of a replica that has written on a later one | yes | no: ended |
 //! | any older view, machine off or unknown | no: ended | no: ended |
 
+mod sessions;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ftlog::register::Record;
 use wire::nbd::ViewTag;
 use wire::register::{View, VmId};
 
+use sessions::{Sessions, Turn, Writer};
+
 /// Whose connection a request comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
     Plain,
-    Replica(ViewTag),
+    Replica {
+        tag: ViewTag,
+        /// [`Access::session`].
+        session: u64,
+    },
 }
 
 /// Why a request may not touch the disk.
@@ -46,6 +56,8 @@ pub enum Denied {
     },
     #[error("the disk {disk:?} is not one of machine {vm}")]
     NotItsDisk { vm: VmId, disk: String },
+    #[error("replica {replica} of machine {vm} has written on a later connection")]
+    Superseded { vm: VmId, replica: String },
     #[error("the backup of a view may only read")]
     BackupWrites,
     #[error("the disk {disk:?} belongs to machine {vm}, which is on")]
@@ -76,6 +88,7 @@ struct Table {
     /// Permits to write that are out, by disk: of plain connections, and of all.
     plain_writes: BTreeMap<String, u64>,
     writes: BTreeMap<String, u64>,
+    sessions: Sessions,
     /// Threads that wait for a change; waking nobody would cost a system call for each request.
     waiting: usize,
 }
@@ -86,6 +99,7 @@ pub struct Access {
     table: Mutex<Table>,
     /// A permit came back, a machine moved, or a disk thawed.
     changed: Condvar,
+    next_session: AtomicU64,
 }
 
 impl Table {
@@ -107,7 +121,7 @@ impl Table {
                 }),
                 None => Ok(()),
             },
-            Identity::Replica(tag) => self.check_replica(tag, disk, write),
+            Identity::Replica { tag, .. } => self.check_replica(tag, disk, write),
         }
     }
 
@@ -151,29 +165,58 @@ impl Table {
         }
     }
 
-    fn take(&mut self, identity: &Identity, disk: &str, write: bool) {
+    fn take(&mut self, identity: &Identity, disk: &Arc<str>, write: bool) {
         match identity {
-            Identity::Replica(tag) => {
+            Identity::Replica { tag, session } => {
                 *self.replica_permits.entry((tag.vm, tag.view)).or_insert(0) += 1;
+                if write {
+                    self.sessions.begin(Writer::new(tag, disk), *session);
+                }
             }
             Identity::Plain if write => {
-                *self.plain_writes.entry(disk.to_owned()).or_insert(0) += 1;
+                *self.plain_writes.entry(disk.to_string()).or_insert(0) += 1;
             }
             Identity::Plain => {}
         }
         if write {
-            *self.writes.entry(disk.to_owned()).or_insert(0) += 1;
+            *self.writes.entry(disk.to_string()).or_insert(0) += 1;
         }
     }
 
-    fn give_back(&mut self, identity: &Identity, disk: &str, write: bool) {
+    fn give_back(&mut self, identity: &Identity, disk: &Arc<str>, write: bool) {
         match identity {
-            Identity::Replica(tag) => count_down(&mut self.replica_permits, &(tag.vm, tag.view)),
-            Identity::Plain if write => count_down(&mut self.plain_writes, disk),
+            Identity::Replica { tag, session } => {
+                count_down(&mut self.replica_permits, &(tag.vm, tag.view));
+                if write {
+                    self.sessions.end(Writer::new(tag, disk), *session);
+                }
+            }
+            Identity::Plain if write => count_down(&mut self.plain_writes, &**disk),
             Identity::Plain => {}
         }
         if write {
-            count_down(&mut self.writes, disk);
+            count_down(&mut self.writes, &**disk);
+        }
+    }
+
+    /// Whether a writer must wait: the disk is being copied, or writes of an earlier connection
+    /// of the same replica are under way.
+    fn must_wait(&mut self, identity: &Identity, disk: &Arc<str>) -> Result<bool, Denied> {
+        let turn = match identity {
+            Identity::Replica { tag, session } => {
+                self.sessions.turn(&Writer::new(tag, disk), *session)
+            }
+            Identity::Plain => Turn::Now,
+        };
+        match (turn, identity) {
+            (Turn::Over, Identity::Replica { tag, .. }) => {
+                let replica = tag.replica.to_string();
+                Err(Denied::Superseded {
+                    vm: tag.vm,
+                    replica,
+                })
+            }
+            _ => Ok(turn == Turn::Wait || self.frozen.contains(&**disk)),
         }
     }
 
@@ -232,8 +275,12 @@ impl Access {
         self.lock().check(identity, disk, write)
     }
 
-    /// Asks to touch a disk. A writer waits while the disk is being copied, and is asked again
-    /// after that.
+    /// A number for a replica's new connection, higher than that of any before.
+    pub fn session(&self) -> u64 {
+        self.next_session.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Asks to touch a disk. A writer may have to wait, and is asked again after that.
     pub fn begin(
         self: &Arc<Self>,
         identity: &Arc<Identity>,
@@ -243,7 +290,7 @@ impl Access {
         let mut table = self.lock();
         loop {
             table.check(identity, disk, write)?;
-            if !(write && table.frozen.contains(&**disk)) {
+            if !write || !table.must_wait(identity, disk)? {
                 break;
             }
             table = self.wait(table);
@@ -263,6 +310,7 @@ impl Access {
     pub fn fence(&self, vm: VmId, below: u64, standing: Standing) {
         let mut table = self.lock();
         table.machines.insert(vm, standing.clone());
+        table.sessions.forget(vm, below);
         self.wake(&table);
         while table.stale_permits(vm, below, &standing) {
             table = self.wait(table);

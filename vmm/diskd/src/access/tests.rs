@@ -29,11 +29,16 @@ fn standing(number: u64, primary: u64, backup: Option<u64>, on: bool) -> Standin
 }
 
 fn replica(view: u64, replica: u64) -> Arc<Identity> {
-    Arc::new(Identity::Replica(ViewTag {
+    on_session(view, replica, 0)
+}
+
+fn on_session(view: u64, replica: u64, session: u64) -> Arc<Identity> {
+    let tag = ViewTag {
         vm: VM,
         view,
         replica: ReplicaId(replica),
-    }))
+    };
+    Arc::new(Identity::Replica { tag, session })
 }
 
 fn disk() -> Arc<str> {
@@ -121,6 +126,37 @@ fn a_frozen_disk_holds_writers_back_and_a_fence_sends_them_away() {
     assert!(matches!(writer.join().unwrap(), Some(Denied::Ended { .. })));
     drop(freeze);
     access.begin(&replica(2, 2), &disk(), true).unwrap();
+}
+
+#[test]
+fn a_later_connection_ends_the_writes_of_the_earlier_ones() {
+    let access = Arc::new(Access::default());
+    access.fence(VM, 1, standing(1, 1, None, true));
+    let (old, new) = (on_session(1, 1, 4), on_session(1, 1, 5));
+    let late = access.begin(&old, &disk(), true).unwrap();
+    access.begin(&new, &disk(), false).unwrap();
+    access
+        .begin(&old, &disk(), true)
+        .expect("the later connection has not written");
+    let (writing, identity) = (access.clone(), new.clone());
+    let writer = std::thread::spawn(move || writing.begin(&identity, &disk(), true).is_ok());
+    while access.lock().waiting == 0 {
+        std::thread::yield_now();
+    }
+    let refused = access.begin(&old, &disk(), true).err();
+    assert!(
+        matches!(refused, Some(Denied::Superseded { .. })),
+        "{refused:?}"
+    );
+    assert!(!writer.is_finished(), "an earlier write is under way");
+    drop(late);
+    assert!(writer.join().unwrap());
+    access
+        .begin(&old, &disk(), false)
+        .expect("reads destroy nothing");
+    access
+        .begin(&on_session(1, 1, 6), &Arc::from("d"), true)
+        .unwrap();
 }
 
 proptest! {

@@ -30,7 +30,10 @@ fn choose(
         return Err(Refusal(REP_ERR_UNKNOWN, words));
     };
     let identity = Arc::new(match parsed.view {
-        Some(tag) => Identity::Replica(tag),
+        Some(tag) => Identity::Replica {
+            tag,
+            session: access.session(),
+        },
         None => Identity::Plain,
     });
     access
@@ -39,7 +42,7 @@ fn choose(
     let writable = !export.image.read_only() && access.check(&identity, &export.name, true).is_ok();
     let info = ExportInfo {
         size: export.image.size(),
-        flags: export_flags(writable),
+        flags: export_flags(writable, &identity),
         block_min: 1,
         block_preferred: 4096,
         block_max: MAX_PAYLOAD,
@@ -53,14 +56,19 @@ fn choose(
     ))
 }
 
-fn export_flags(writable: bool) -> u16 {
-    // One file serves every connection, so a flush on one covers the writes of all.
-    let always = flags::HAS_FLAGS | flags::SEND_FLUSH | flags::SEND_FUA | flags::CAN_MULTI_CONN;
-    if writable {
-        always | flags::SEND_TRIM | flags::SEND_WRITE_ZEROES
-    } else {
-        always | flags::READ_ONLY
+fn export_flags(writable: bool, identity: &Identity) -> u16 {
+    let mut offered = flags::HAS_FLAGS | flags::SEND_FLUSH | flags::SEND_FUA;
+    if *identity == Identity::Plain {
+        // One file serves every connection, so a flush on one covers the writes of all. A
+        // replica writes on its latest connection only.
+        offered |= flags::CAN_MULTI_CONN;
     }
+    let more = if writable {
+        flags::SEND_TRIM | flags::SEND_WRITE_ZEROES
+    } else {
+        flags::READ_ONLY
+    };
+    offered | more
 }
 
 /// Talks until the client has chosen an export. `None`: the client has left.
