@@ -19,13 +19,46 @@ pub const STACK: u64 = 0x0300_0000;
 /// Native only: the code that enters and leaves cases, and a page for its registers. Unmapped in
 /// the guest, and not where the sum of two other places is.
 pub const HARNESS: u64 = 0x6b7d_3000;
-/// Where the end of a sequence jumps to: in the guest that is a page fault.
+/// `Mode::end`.
 pub const END: u64 = HARNESS + 0x800;
+pub const END_32: u64 = HARNESS + 0xc00;
 /// Base of GS in both.
 pub const GS_BASE: u64 = DATA + 0x800;
-/// CS and SS of 64-bit user code, as Linux has them.
-pub const USER_CS: u16 = 0x33;
+/// SS of user code (in 32-bit code DS and ES too), as Linux has it.
 pub const USER_SS: u16 = 0x2b;
+
+/// Which code a case is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Bits64,
+    /// Compatibility mode, flat segments.
+    Bits32,
+}
+
+impl Mode {
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Bits64 => 64,
+            Self::Bits32 => 32,
+        }
+    }
+
+    /// CS of user code, as Linux has it.
+    pub fn code_selector(self) -> u16 {
+        match self {
+            Self::Bits64 => 0x33,
+            Self::Bits32 => 0x23,
+        }
+    }
+
+    /// Where the end of a sequence jumps to: in the guest that is a page fault.
+    pub fn end(self) -> u64 {
+        match self {
+            Self::Bits64 => END,
+            Self::Bits32 => END_32,
+        }
+    }
+}
 /// Longest sequence, in bytes, with the jump at its end.
 pub const CODE_SIZE: usize = 512;
 

@@ -1,5 +1,6 @@
 //! Which instructions cases are made of.
 
+use crate::case::Mode;
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic};
 
 /// What the engines' CPUID offers, by iced's names. Anything else raises #UD in the guest but works
@@ -39,12 +40,12 @@ const OFFERED: [CpuidFeature; 30] = [
 
 /// Whether the instruction may be part of a case: it is offered, its effect is its own (no
 /// system calls, no descriptor tables, no clocks), and user code may run it or faults for sure.
-pub fn is_allowed(ins: &Instruction) -> bool {
+pub fn is_allowed(ins: &Instruction, mode: Mode) -> bool {
     let code = ins.code();
     let op = code.op_code();
     op.is_instruction()
         && op.encoding() == EncodingKind::Legacy
-        && op.is_available_in_mode(64)
+        && op.is_available_in_mode(mode.bits())
         && op.decoder_option() == 0
         && code.cpuid_features().iter().all(|f| OFFERED.contains(f))
         && !is_excluded(ins.mnemonic())
@@ -82,6 +83,8 @@ fn is_excluded(mnemonic: Mnemonic) -> bool {
             | Mnemonic::Lfs
             | Mnemonic::Lgs
             | Mnemonic::Lss
+            | Mnemonic::Lds
+            | Mnemonic::Les
             // TF, AC and NT; see `Generator::popf`.
             | Mnemonic::Popf
             | Mnemonic::Popfd
@@ -110,19 +113,24 @@ fn is_selector(code: Code) -> bool {
                 | Code::Jmp_m1616
                 | Code::Jmp_m1632
                 | Code::Jmp_m1664
+                | Code::Call_ptr1616
+                | Code::Call_ptr1632
+                | Code::Jmp_ptr1616
+                | Code::Jmp_ptr1632
         );
     let loads = op.mnemonic() == Mnemonic::Mov && op.op0_kind() == K::seg_reg
-        || op.mnemonic() == Mnemonic::Pop && matches!(op.op0_kind(), K::fs | K::gs);
+        || op.mnemonic() == Mnemonic::Pop
+            && matches!(op.op0_kind(), K::es | K::ss | K::ds | K::fs | K::gs);
     far || loads
 }
 
 /// Every op code that may be part of a case and whose name contains `filter`.
-pub fn catalog(filter: &str) -> Vec<Code> {
+pub fn catalog(filter: &str, mode: Mode) -> Vec<Code> {
     Code::values()
         .filter(|&code| {
             let mut ins = Instruction::default();
             ins.set_code(code);
-            is_allowed(&ins) && format!("{code:?}").to_lowercase().contains(filter)
+            is_allowed(&ins, mode) && format!("{code:?}").to_lowercase().contains(filter)
         })
         .collect()
 }
@@ -133,7 +141,7 @@ mod tests {
 
     #[test]
     fn catalog_holds_what_it_should() {
-        let all = catalog("");
+        let all = catalog("", Mode::Bits64);
         assert!(all.len() > 1000, "{}", all.len());
         for code in [
             Code::Add_rm64_r64,

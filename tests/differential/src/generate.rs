@@ -6,7 +6,7 @@ use iced_x86::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::case::Input;
+use crate::case::{Input, Mode};
 use crate::catalog::is_allowed;
 use crate::operands::{Known, fill};
 use crate::sequence::{Item, STATUS, Sequence, flags_after, has_near_target, rflags_of};
@@ -18,6 +18,7 @@ const MAX_ITEMS: usize = 16;
 /// Makes cases from a list of op codes.
 pub struct Generator {
     seed: u64,
+    mode: Mode,
     codes: Vec<Code>,
     privileged: Vec<Code>,
     factory: InstructionInfoFactory,
@@ -25,7 +26,7 @@ pub struct Generator {
 
 impl Generator {
     /// `codes` must not be empty.
-    pub fn new(seed: u64, codes: Vec<Code>) -> Self {
+    pub fn new(seed: u64, mode: Mode, codes: Vec<Code>) -> Self {
         let (privileged, plain): (Vec<_>, Vec<_>) =
             codes.into_iter().partition(|c| c.op_code().is_privileged());
         let codes = if plain.is_empty() {
@@ -35,6 +36,7 @@ impl Generator {
         };
         Self {
             seed,
+            mode,
             codes,
             privileged,
             factory: InstructionInfoFactory::new(),
@@ -45,7 +47,7 @@ impl Generator {
     pub fn case(&mut self, n: u64, input: &mut Input) -> Sequence {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(n);
-        values::fill(&mut rng, input);
+        values::fill(&mut rng, self.mode, input);
         let len = match rng.random_range(0..10) {
             0..3 => 1,
             3..6 => rng.random_range(2..=4),
@@ -63,8 +65,12 @@ impl Generator {
         let mut known = Known {
             gpr: &input.gpr,
             clobbered: 0,
+            mode: self.mode,
         };
-        let mut sequence = Sequence::default();
+        let mut sequence = Sequence {
+            items: Vec::new(),
+            mode: self.mode,
+        };
         // Flags undefined on entry to an item, by jumps to it and by the item before it.
         let mut jumped = [0u64; MAX_ITEMS + 24];
         let mut undefined = 0;
@@ -123,12 +129,16 @@ impl Generator {
     /// PUSH of a value with harmless control flags, then POPF.
     fn popf(&mut self, rng: &mut ChaCha8Rng, sequence: &mut Sequence) {
         let value = rng.random::<u32>() & (STATUS as u32 | 0x400 | 1 << 21 | 3 << 12) | 2;
+        let (push, pop) = match self.mode {
+            Mode::Bits64 => (Code::Pushq_imm32, Code::Popfq),
+            Mode::Bits32 => (Code::Pushd_imm32, Code::Popfd),
+        };
         let items = [
-            Instruction::with1(Code::Pushq_imm32, value as i32),
-            Ok(Instruction::with(Code::Popfq)),
+            Instruction::with1(push, value as i32),
+            Ok(Instruction::with(pop)),
         ];
         for ins in items.into_iter().flatten() {
-            sequence.items.push(Item::new(ins));
+            sequence.items.push(Item::new(ins, self.mode));
         }
     }
 
@@ -139,7 +149,7 @@ impl Generator {
             &self.codes
         };
         let code = codes[rng.random_range(0..codes.len())];
-        let mut item = Item::new(fill(rng, code, known)?);
+        let mut item = Item::new(fill(rng, code, known)?, self.mode);
         let mut effective = item.decoded(crate::case::CODE)?;
         if rng.random_range(0..12) == 0 && !has_near_target(&item.ins) {
             for _ in 0..rng.random_range(1..=3) {
@@ -151,7 +161,8 @@ impl Generator {
             }
             effective = item.decoded(crate::case::CODE)?;
         }
-        (is_allowed(&effective) && is_predictable(&effective)).then_some(item)
+        (is_allowed(&effective, self.mode) && is_predictable(&effective, self.mode.bits()))
+            .then_some(item)
     }
 
     fn clobber(&mut self, ins: &Instruction, known: &mut Known) {
@@ -169,7 +180,7 @@ impl Generator {
 }
 
 /// False for what the host does differently from run to run or slowly.
-fn is_predictable(ins: &Instruction) -> bool {
+fn is_predictable(ins: &Instruction, bitness: u32) -> bool {
     let memory = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory);
     let atomic = memory && (ins.has_lock_prefix() || ins.mnemonic() == Mnemonic::Xchg);
     // Across cache lines: bus lock. Known only for absolute addresses; the generator aligns, and
@@ -187,6 +198,7 @@ fn is_predictable(ins: &Instruction) -> bool {
             ins.mnemonic(),
             Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts
         );
-    let fs = ins.segment_prefix() == Register::FS;
+    // The host's FS is its thread's.
+    let fs = ins.segment_prefix() == Register::FS && bitness == 64;
     !split && !bits && !fs
 }

@@ -8,8 +8,7 @@ use engine::{Boundary, CpuState, DescriptorTable, Engine, Entry, Exit, Segment};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::case::{
-    CODE, DATA, DATA_SIZE, DATA_WRITABLE, END, End, GS_BASE, Input, Output, PAGE, STACK, USER_CS,
-    USER_SS,
+    CODE, DATA, DATA_SIZE, DATA_WRITABLE, End, GS_BASE, Input, Mode, Output, PAGE, STACK, USER_SS,
 };
 
 /// RAM, in bytes.
@@ -54,11 +53,13 @@ pub struct Guest {
     engine: Box<dyn Engine>,
     memory: Arc<GuestMemoryMmap<()>>,
     start: CpuState,
+    mode: Mode,
 }
 
 impl Guest {
     /// A machine whose engine `make` makes.
     pub fn new(
+        mode: Mode,
         make: impl FnOnce(&Arc<GuestMemoryMmap<()>>) -> Result<Box<dyn Engine>, engine::EngineError>,
     ) -> anyhow::Result<Self> {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)])
@@ -67,7 +68,8 @@ impl Guest {
         let mut guest = Self {
             engine: make(&memory)?,
             memory,
-            start: start_state(),
+            start: start_state(mode),
+            mode,
         };
         guest.build()?;
         guest.engine.memory_written(0..RAM as u64);
@@ -118,7 +120,7 @@ impl Guest {
             0x00af_9b00_0000_ffff_u64, // kernel code
             0x00cf_9300_0000_ffff,     // kernel data
             0,
-            0,
+            0x00cf_fb00_0000_ffff, // 32-bit user code: 20h
             0x00cf_f300_0000_ffff, // user data: 28h
             0x00af_fb00_0000_ffff, // user code: 30h
         ]
@@ -212,7 +214,7 @@ impl Guest {
         if vector == 14 {
             output.cr2 = state.cr2;
         }
-        if vector == 14 && output.rip == END && output.cr2 == END {
+        if vector == 14 && output.rip == self.mode.end() && output.cr2 == output.rip {
             output.end = End::Reached;
             (output.vector, output.error, output.cr2) = (0, 0, 0);
         }
@@ -220,8 +222,8 @@ impl Guest {
     }
 }
 
-/// 64-bit mode, CPL 3, in the tables that `Guest::build` makes.
-fn start_state() -> CpuState {
+/// Long mode, CPL 3, in the tables that `Guest::build` makes.
+fn start_state(mode: Mode) -> CpuState {
     let mut state = CpuState::at_reset();
     let data = |selector, base| Segment {
         selector,
@@ -235,16 +237,20 @@ fn start_state() -> CpuState {
         base,
         limit: 0,
     };
+    let (code, other) = match mode {
+        Mode::Bits64 => (0xa0fb, null(0)),
+        Mode::Bits32 => (0xc0fb, data(USER_SS, 0)),
+    };
     state.segments = [
-        null(0),
+        other,
         Segment {
-            selector: USER_CS,
-            access: 0xa0fb,
+            selector: mode.code_selector(),
+            access: code,
             base: 0,
             limit: u32::MAX,
         },
         data(USER_SS, 0),
-        null(0),
+        other,
         null(0),
         null(GS_BASE),
     ];

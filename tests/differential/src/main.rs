@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Parser;
-use differential::case::Input;
+use differential::case::{Input, Mode};
 use differential::catalog::catalog;
 use differential::compare::Strictness;
 use differential::generate::Generator;
@@ -28,6 +28,9 @@ struct Args {
     /// Stop after so many differing cases.
     #[arg(long, default_value_t = 1)]
     failures: usize,
+    /// 32-bit code (compatibility mode) instead of 64-bit code.
+    #[arg(long)]
+    bits32: bool,
     /// Compare undefined flags as well.
     #[arg(long)]
     undefined: bool,
@@ -48,6 +51,11 @@ fn main() -> anyhow::Result<()> {
     eprintln!("seed {seed}");
     let options = Options {
         seed,
+        mode: if args.bits32 {
+            Mode::Bits32
+        } else {
+            Mode::Bits64
+        },
         first: args.case,
         cases: args.cases,
         filter: args.filter.to_lowercase(),
@@ -59,7 +67,8 @@ fn main() -> anyhow::Result<()> {
     };
     if args.list {
         let mut input = Box::new(Input::default());
-        let mut generator = Generator::new(seed, catalog(&options.filter));
+        let mut generator =
+            Generator::new(seed, options.mode, catalog(&options.filter, options.mode));
         print!("{}", generator.case(args.case, &mut input).listing());
         return Ok(());
     }
@@ -126,6 +135,9 @@ fn print(args: &Args, seed: u64, failure: &Failure) {
     );
     if !args.filter.is_empty() {
         command.push_str(&format!(" --filter {}", args.filter));
+    }
+    if args.bits32 {
+        command.push_str(" --bits32");
     }
     if args.undefined {
         command.push_str(" --undefined");

@@ -19,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
 
-use crate::case::{End, Input, Output};
+use crate::case::{End, Input, Mode, Output};
 
 /// Cases in a batch.
 pub const BATCH: usize = 64;
@@ -48,6 +48,7 @@ struct Slot {
 /// The host's CPU.
 pub struct Native {
     shared: *mut Shared,
+    mode: Mode,
     child: Option<Child>,
 }
 
@@ -65,7 +66,7 @@ impl Drop for Child {
 }
 
 impl Native {
-    pub fn new() -> io::Result<Self> {
+    pub fn new(mode: Mode) -> io::Result<Self> {
         let len = std::num::NonZeroUsize::new(size_of::<Shared>()).ok_or(io::ErrorKind::Other)?;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let shared = unsafe {
@@ -78,6 +79,7 @@ impl Native {
         };
         Ok(Self {
             shared: shared.cast().as_ptr(),
+            mode,
             child: None,
         })
     }
@@ -165,14 +167,14 @@ impl Native {
     fn spawn(&self) -> io::Result<Child> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
-        let code = trampoline::assemble().map_err(io::Error::other)?;
+        let code = trampoline::assemble(self.mode).map_err(io::Error::other)?;
         // SAFETY: the child only makes system calls and runs code that was made before.
         match unsafe { fork()? } {
             ForkResult::Parent { child } => Ok(Child {
                 pid: child,
                 link: ours,
             }),
-            ForkResult::Child => child::main(self.shared, &theirs.as_fd(), &code),
+            ForkResult::Child => child::main(self.shared, self.mode, &theirs.as_fd(), &code),
         }
     }
 }

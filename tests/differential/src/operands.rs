@@ -4,7 +4,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Regi
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::case::{CODE, DATA, DATA_SIZE, DATA_WRITABLE, GS_BASE, PAGE, STACK};
+use crate::case::{CODE, DATA, DATA_SIZE, DATA_WRITABLE, GS_BASE, Mode, PAGE, STACK};
 use crate::values;
 
 /// What operands may be built on.
@@ -13,6 +13,7 @@ pub struct Known<'a> {
     pub gpr: &'a [u64; 16],
     /// Bit n: register n has been written since.
     pub clobbered: u32,
+    pub mode: Mode,
 }
 
 /// An instruction of the given op code; `None` if this one cannot be made or the choice was
@@ -30,7 +31,7 @@ pub fn fill(rng: &mut ChaCha8Rng, code: Code, known: &Known) -> Option<Instructi
     let mut immediates = 0;
     for i in 0..op.op_count() {
         let kind = op.op_kind(i);
-        if let Some(register) = register(rng, kind) {
+        if let Some(register) = register(rng, kind, known.mode) {
             let memory = matches!(
                 kind,
                 K::r8_or_mem
@@ -62,8 +63,8 @@ pub fn fill(rng: &mut ChaCha8Rng, code: Code, known: &Known) -> Option<Instructi
             }
             K::mem_offs => {
                 ins.set_op_kind(i, OpKind::Memory);
-                ins.set_memory_displ_size(8);
-                ins.set_memory_displacement64(target(rng, ins.memory_size().size() as u64, 1));
+                let address = target(rng, ins.memory_size().size() as u64, 1);
+                absolute(&mut ins, known.mode, address);
             }
             K::imm8
             | K::imm8_const_1
@@ -77,45 +78,58 @@ pub fn fill(rng: &mut ChaCha8Rng, code: Code, known: &Known) -> Option<Instructi
                 immediate(rng, &mut ins, i, kind, immediates);
                 immediates += 1;
             }
-            K::seg_rSI => {
-                let a32 = rng.random_range(0..12) == 0;
-                ins.set_op_kind(
-                    i,
-                    if a32 {
-                        OpKind::MemorySegESI
-                    } else {
-                        OpKind::MemorySegRSI
-                    },
-                );
+            K::seg_rSI | K::es_rDI | K::seg_rDI => {
+                // Both operands of one instruction must agree.
+                let narrow = (0..i).any(|j| is_narrow(ins.op_kind(j), known.mode))
+                    || i == 0 && rng.random_range(0..12) == 0;
+                ins.set_op_kind(i, string_operand(kind, known.mode, narrow));
             }
-            K::es_rDI => {
-                // Must agree with the source operand's address size.
-                let a32 = (0..i).any(|j| ins.op_kind(j) == OpKind::MemorySegESI)
-                    || i == 0 && op.op_count() < 2 && rng.random_range(0..12) == 0;
-                ins.set_op_kind(
-                    i,
-                    if a32 {
-                        OpKind::MemoryESEDI
-                    } else {
-                        OpKind::MemoryESRDI
-                    },
-                );
-            }
-            K::seg_rDI => ins.set_op_kind(i, OpKind::MemorySegRDI),
             K::seg_rBX_al => {
                 ins.set_op_kind(i, OpKind::Memory);
-                ins.set_memory_base(Register::RBX);
+                ins.set_memory_base(match known.mode {
+                    Mode::Bits64 => Register::RBX,
+                    Mode::Bits32 => Register::EBX,
+                });
                 ins.set_memory_index(Register::AL);
             }
             K::br64_1 | K::br64_4 => ins.set_op_kind(i, OpKind::NearBranch64),
+            K::br32_1 | K::br32_4 => ins.set_op_kind(i, OpKind::NearBranch32),
             _ => return None,
         }
     }
     Some(ins)
 }
 
-fn register(rng: &mut ChaCha8Rng, kind: K) -> Option<Register> {
-    let n = rng.random_range(0..16u32);
+/// The operand of a string instruction, with the mode's address size or the next smaller one.
+fn string_operand(kind: K, mode: Mode, narrow: bool) -> OpKind {
+    let kinds = match kind {
+        K::seg_rSI => [
+            OpKind::MemorySegRSI,
+            OpKind::MemorySegESI,
+            OpKind::MemorySegSI,
+        ],
+        K::es_rDI => [OpKind::MemoryESRDI, OpKind::MemoryESEDI, OpKind::MemoryESDI],
+        _ => [
+            OpKind::MemorySegRDI,
+            OpKind::MemorySegEDI,
+            OpKind::MemorySegDI,
+        ],
+    };
+    kinds[usize::from(mode == Mode::Bits32) + usize::from(narrow)]
+}
+
+fn is_narrow(kind: OpKind, mode: Mode) -> bool {
+    [K::seg_rSI, K::es_rDI, K::seg_rDI]
+        .into_iter()
+        .any(|k| string_operand(k, mode, true) == kind)
+}
+
+fn register(rng: &mut ChaCha8Rng, kind: K, mode: Mode) -> Option<Register> {
+    let (all, bytes) = match mode {
+        Mode::Bits64 => (16, 20),
+        Mode::Bits32 => (8, 8),
+    };
+    let n = rng.random_range(0..all);
     // RSP less often: nothing works without it.
     let n = if n == 4 && rng.random_range(0..4) > 0 {
         0
@@ -123,7 +137,7 @@ fn register(rng: &mut ChaCha8Rng, kind: K) -> Option<Register> {
         n
     };
     Some(match kind {
-        K::r8_or_mem | K::r8_reg | K::r8_opcode => Register::AL + rng.random_range(0..20u32),
+        K::r8_or_mem | K::r8_reg | K::r8_opcode => Register::AL + rng.random_range(0..bytes),
         K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => Register::AX + n,
         K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode => Register::EAX + n,
         K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode => Register::RAX + n,
@@ -233,29 +247,31 @@ fn memory(rng: &mut ChaCha8Rng, ins: &mut Instruction, known: &Known) {
         1
     };
     let mut address = target(rng, size, align);
-    if rng.random_range(0..25) == 0 {
+    if known.mode == Mode::Bits32 && rng.random_range(0..50) == 0 {
+        ins.set_segment_prefix(Register::ES + rng.random_range(0..6u32));
+    } else if known.mode == Mode::Bits64 && rng.random_range(0..25) == 0 {
         ins.set_segment_prefix(Register::GS);
         address = address.wrapping_sub(GS_BASE);
     } else if rng.random_range(0..40) == 0 {
         ins.set_segment_prefix(Register::ES + rng.random_range(0..4u32));
     }
     match rng.random_range(0..100) {
-        0..40 => absolute(ins, address),
-        40..55 => {
+        0..40 => absolute(ins, known.mode, address),
+        40..55 if known.mode == Mode::Bits64 => {
             ins.set_memory_base(Register::RIP);
             ins.set_memory_displ_size(8);
             ins.set_memory_displacement64(address);
         }
         _ => {
             if !based(rng, ins, known, address) {
-                absolute(ins, address);
+                absolute(ins, known.mode, address);
             }
         }
     }
 }
 
-fn absolute(ins: &mut Instruction, address: u64) {
-    ins.set_memory_displ_size(8);
+fn absolute(ins: &mut Instruction, mode: Mode, address: u64) {
+    ins.set_memory_displ_size(mode.bits() / 8);
     ins.set_memory_displacement64(address);
 }
 
@@ -264,7 +280,8 @@ fn absolute(ins: &mut Instruction, address: u64) {
 fn based(rng: &mut ChaCha8Rng, ins: &mut Instruction, known: &Known, address: u64) -> bool {
     let pick = |rng: &mut ChaCha8Rng, index: bool| {
         (0..8).find_map(|_| {
-            let n = rng.random_range(0..16u32);
+            let all = if known.mode == Mode::Bits64 { 16 } else { 8 };
+            let n = rng.random_range(0..all);
             let good = known.clobbered >> n & 1 == 0 && !(index && n == 4);
             good.then_some(n)
         })
@@ -283,7 +300,7 @@ fn based(rng: &mut ChaCha8Rng, ins: &mut Instruction, known: &Known, address: u6
         sum = sum.wrapping_add(known.gpr[i as usize] << shift);
     }
     let displacement = address.wrapping_sub(sum);
-    let a32 = rng.random_range(0..8) == 0;
+    let a32 = known.mode == Mode::Bits32 || rng.random_range(0..8) == 0;
     if a32 {
         if ins.segment_prefix() == Register::GS && address >> 32 != 0 {
             return false;

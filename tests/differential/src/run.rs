@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use vm_memory::GuestMemoryMmap;
 
-use crate::case::{End, Input, Output};
+use crate::case::{End, Input, Mode, Output};
 use crate::catalog::catalog;
 use crate::compare::{Strictness, differences};
 use crate::generate::Generator;
@@ -17,6 +17,7 @@ use crate::sequence::Sequence;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
+    pub mode: Mode,
     /// Number of the first case.
     pub first: u64,
     pub cases: u64,
@@ -70,15 +71,15 @@ impl Tester {
             &std::sync::Arc<GuestMemoryMmap<()>>,
         ) -> Result<Box<dyn engine::Engine>, engine::EngineError>,
     ) -> anyhow::Result<Self> {
-        let codes = catalog(&options.filter);
+        let codes = catalog(&options.filter, options.mode);
         if codes.is_empty() {
             bail!("no instruction's name contains {:?}", options.filter);
         }
         Ok(Self {
-            native: Native::new().context("the native side")?,
-            single: Native::new().context("the native side")?,
-            guest: Guest::new(make).context("the engine's side")?,
-            generator: Generator::new(options.seed, codes),
+            native: Native::new(options.mode).context("the native side")?,
+            single: Native::new(options.mode).context("the native side")?,
+            guest: Guest::new(options.mode, make).context("the engine's side")?,
+            generator: Generator::new(options.seed, options.mode, codes),
             options,
             outputs: Vec::new(),
         })

@@ -5,7 +5,7 @@ use iced_x86::{
     Mnemonic, OpKind, RflagsBits,
 };
 
-use crate::case::{CODE, CODE_SIZE, END};
+use crate::case::{CODE, CODE_SIZE, Mode};
 
 /// One instruction of a sequence.
 #[derive(Clone, Debug)]
@@ -15,12 +15,14 @@ pub struct Item {
     pub target: Option<usize>,
     /// Prefixes put before the encoded instruction.
     pub prefixes: Vec<u8>,
+    pub mode: Mode,
 }
 
 /// A sequence and its encoding.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Sequence {
     pub items: Vec<Item>,
+    pub mode: Mode,
 }
 
 /// RFLAGS of iced's flag bits, without those of x87.
@@ -43,11 +45,12 @@ pub fn rflags_of(bits: u32) -> u64 {
 pub const STATUS: u64 = 0x8d5;
 
 impl Item {
-    pub fn new(ins: Instruction) -> Self {
+    pub fn new(ins: Instruction, mode: Mode) -> Self {
         Self {
             ins,
             target: None,
             prefixes: Vec::new(),
+            mode,
         }
     }
 
@@ -59,9 +62,12 @@ impl Item {
     fn encode(&self, ip: u64, target: u64) -> Option<Vec<u8>> {
         let mut ins = self.ins;
         if self.target.is_some() {
-            ins.set_near_branch64(target);
+            match self.mode {
+                Mode::Bits64 => ins.set_near_branch64(target),
+                Mode::Bits32 => ins.set_near_branch32(target as u32),
+            }
         }
-        let mut encoder = Encoder::new(64);
+        let mut encoder = Encoder::new(self.mode.bits());
         encoder.encode(&ins, ip + self.prefixes.len() as u64).ok()?;
         let mut bytes = self.prefixes.clone();
         bytes.extend(encoder.take_buffer());
@@ -71,7 +77,7 @@ impl Item {
     /// What a decoder makes of the bytes at `ip`; `None` if that is not one whole instruction.
     pub fn decoded(&self, ip: u64) -> Option<Instruction> {
         let bytes = self.encode(ip, ip)?;
-        let mut decoder = Decoder::with_ip(64, &bytes, ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(self.mode.bits(), &bytes, ip, DecoderOptions::NONE);
         let ins = decoder.decode();
         (!ins.is_invalid() && ins.len() == bytes.len()).then_some(ins)
     }
@@ -138,7 +144,7 @@ impl Sequence {
             bytes.extend(item.encode(start, target.unwrap_or(start))?);
         }
         bytes.push(0xe9);
-        bytes.extend((END.wrapping_sub(ip + 5) as u32).to_le_bytes());
+        bytes.extend((self.mode.end().wrapping_sub(ip + 5) as u32).to_le_bytes());
         (bytes.len() <= CODE_SIZE).then_some(Encoded { bytes, starts })
     }
 
@@ -176,7 +182,8 @@ impl Sequence {
         let mut items = self.items.clone();
         items.remove(i);
         if items.get(i).is_some_and(Item::is_popf) {
-            return Self { items }.without(i);
+            let mode = self.mode;
+            return Self { items, mode }.without(i);
         }
         let len = items.len();
         for item in &mut items {
@@ -187,7 +194,10 @@ impl Sequence {
                 *t = (*t).min(len);
             }
         }
-        Self { items }
+        Self {
+            items,
+            mode: self.mode,
+        }
     }
 
     /// One line for each instruction: address, bytes, text.
@@ -195,7 +205,8 @@ impl Sequence {
         let Some(encoded) = self.encode() else {
             return "(cannot be encoded)".to_owned();
         };
-        let mut decoder = Decoder::with_ip(64, &encoded.bytes, CODE, DecoderOptions::NONE);
+        let mut decoder =
+            Decoder::with_ip(self.mode.bits(), &encoded.bytes, CODE, DecoderOptions::NONE);
         let mut formatter = GasFormatter::new();
         let mut out = String::new();
         let end = encoded.starts.last().copied().unwrap_or(CODE);
@@ -220,5 +231,5 @@ impl Sequence {
 
 /// Whether the instruction may go backwards or anywhere: `Item::target` is for the others.
 pub fn has_near_target(ins: &Instruction) -> bool {
-    ins.op_count() > 0 && ins.op_kind(0) == OpKind::NearBranch64
+    ins.op_count() > 0 && matches!(ins.op_kind(0), OpKind::NearBranch64 | OpKind::NearBranch32)
 }

@@ -3,7 +3,7 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::case::{DATA, DATA_SIZE, DATA_WRITABLE, Input, PAGE, STACK};
+use crate::case::{DATA, DATA_SIZE, DATA_WRITABLE, Input, Mode, PAGE, STACK};
 
 /// Integers at the edges.
 pub fn integer(rng: &mut ChaCha8Rng) -> u64 {
@@ -224,9 +224,14 @@ fn noise(seed: u64, bytes: &mut [u8]) {
 }
 
 /// Fills everything but the code.
-pub fn fill(rng: &mut ChaCha8Rng, input: &mut Input) {
+pub fn fill(rng: &mut ChaCha8Rng, mode: Mode, input: &mut Input) {
     for n in 0..16 {
         input.gpr[n] = gpr(rng, n);
+    }
+    if mode == Mode::Bits32 {
+        for (n, v) in input.gpr.iter_mut().enumerate() {
+            *v = if n < 8 { *v & 0xffff_ffff } else { 0 };
+        }
     }
     input.rflags = 0x202 | rng.random::<u64>() & 0x8d5;
     if rng.random_range(0..8) == 0 {

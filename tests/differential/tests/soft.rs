@@ -1,12 +1,22 @@
 //! A short differential run of the software CPU; `cargo run --release -p differential` does long
 //! ones.
 
+use differential::case::Mode;
 use differential::compare::Strictness;
 use differential::{Options, Tester};
 use soft::SoftEngine;
 
 #[test]
-fn software_cpu_agrees_with_the_host() {
+fn agrees_with_the_host_in_64_bit_code() {
+    agrees(Mode::Bits64);
+}
+
+#[test]
+fn agrees_with_the_host_in_32_bit_code() {
+    agrees(Mode::Bits32);
+}
+
+fn agrees(mode: Mode) {
     let seed = std::env::var("SEED")
         .ok()
         .and_then(|s| s.parse().ok())
@@ -16,6 +26,7 @@ fn software_cpu_agrees_with_the_host() {
         });
     let options = Options {
         seed,
+        mode,
         first: 0,
         cases: 20_000,
         filter: String::new(),

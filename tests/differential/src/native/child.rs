@@ -11,7 +11,7 @@ use libc::{c_int, c_void};
 use super::trampoline::{FX_IN, FX_OUT, GPR_IN, GPR_OUT, RESUME, RFLAGS_IN, RFLAGS_OUT, STATE};
 use super::{SLOTS, Shared};
 use crate::case::{
-    CODE, CODE_SIZE, DATA, DATA_SIZE, DATA_WRITABLE, END, End, GS_BASE, HARNESS, Input, Output,
+    CODE, CODE_SIZE, DATA, DATA_SIZE, DATA_WRITABLE, End, GS_BASE, HARNESS, Input, Mode, Output,
     PAGE, STACK,
 };
 
@@ -30,7 +30,7 @@ const EXIT_SETUP: c_int = 3;
 const EXIT_HARNESS: c_int = 4;
 
 /// Never returns. Uses nothing that another thread of the parent could have locked.
-pub fn main(shared: *mut Shared, link: &BorrowedFd, trampoline: &[u8]) -> ! {
+pub fn main(shared: *mut Shared, mode: Mode, link: &BorrowedFd, trampoline: &[u8]) -> ! {
     // SAFETY: this process has one thread and owns all that it touches.
     unsafe {
         let Some(alias) = set_up(trampoline) else {
@@ -48,6 +48,7 @@ pub fn main(shared: *mut Shared, link: &BorrowedFd, trampoline: &[u8]) -> ! {
                 (*s).at.store(i, Ordering::Release);
                 run(
                     alias,
+                    mode,
                     &(*s).inputs[i as usize],
                     &raw mut (*s).outputs[i as usize],
                 );
@@ -65,7 +66,7 @@ pub fn main(shared: *mut Shared, link: &BorrowedFd, trampoline: &[u8]) -> ! {
 /// # Safety
 ///
 /// After `set_up`, with its result.
-unsafe fn run(alias: *mut u8, input: &Input, output: *mut Output) {
+unsafe fn run(alias: *mut u8, mode: Mode, input: &Input, output: *mut Output) {
     // SAFETY: the alias covers the whole file, the state page is mapped, and the trampoline saves
     // and restores what a function must.
     unsafe {
@@ -84,7 +85,7 @@ unsafe fn run(alias: *mut u8, input: &Input, output: *mut Output) {
         enter();
         OUTPUT.store(null_mut(), Ordering::Release);
         if (*output).end == End::Reached {
-            (*output).rip = END;
+            (*output).rip = mode.end();
             (*output).gpr = (GPR_OUT as *const [u64; 16]).read();
             (*output).rflags = (RFLAGS_OUT as *const u64).read();
             (*output).fx = (FX_OUT as *const [u8; 512]).read();
@@ -251,6 +252,8 @@ extern "C" fn handler(signal: c_int, _info: *mut libc::siginfo_t, context: *mut 
         (*output).fx = machine.fpregs.cast::<[u8; 512]>().read();
         machine.gregs[libc::REG_RIP as usize] = RESUME as i64;
         machine.gregs[libc::REG_EFL as usize] = 0x202;
+        let selectors = &mut machine.gregs[libc::REG_CSGSFS as usize];
+        *selectors = *selectors & !0xffff | i64::from(Mode::Bits64.code_selector());
     }
 }
 

@@ -3,7 +3,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use crate::case::{CODE, END, HARNESS, USER_CS, USER_SS};
+use crate::case::{CODE, END, END_32, HARNESS, Mode, USER_SS};
 
 /// The page of registers.
 pub const STATE: u64 = HARNESS + 0x1000;
@@ -23,12 +23,17 @@ pub const RESUME: u64 = HARNESS + 0x400;
 
 /// The harness's page of code: the entry at its start (a function without arguments), then at
 /// `RESUME` and `END` the ways back.
-pub fn assemble() -> Result<Vec<u8>, IcedError> {
-    let mut page = entry()?;
+pub fn assemble(mode: Mode) -> Result<Vec<u8>, IcedError> {
+    let mut page = entry(mode)?;
     page.resize((RESUME - HARNESS) as usize, 0xcc);
     page.extend(resume()?);
     page.resize((END - HARNESS) as usize, 0xcc);
     page.extend(end()?);
+    page.resize((END_32 - HARNESS) as usize, 0xcc);
+    // In 32-bit code: a far jump to `END`.
+    page.push(0xea);
+    page.extend((END as u32).to_le_bytes());
+    page.extend(Mode::Bits64.code_selector().to_le_bytes());
     Ok(page)
 }
 
@@ -37,7 +42,7 @@ const REGISTERS: [AsmRegister64; 16] = [
 ];
 const SAVED: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 
-fn entry() -> Result<Vec<u8>, IcedError> {
+fn entry(mode: Mode) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     for r in SAVED {
         a.push(r)?;
@@ -45,10 +50,15 @@ fn entry() -> Result<Vec<u8>, IcedError> {
     a.mov(qword_ptr(HOST_RSP), rsp)?;
     a.stmxcsr(dword_ptr(HOST_MXCSR))?;
     a.fxrstor64(ptr(FX_IN))?;
+    if mode == Mode::Bits32 {
+        a.mov(eax, u32::from(USER_SS))?;
+        a.mov(ds, eax)?;
+        a.mov(es, eax)?;
+    }
     a.push(i32::from(USER_SS))?;
     a.push(qword_ptr(GPR_IN + 4 * 8))?;
     a.push(qword_ptr(RFLAGS_IN))?;
-    a.push(i32::from(USER_CS))?;
+    a.push(i32::from(mode.code_selector()))?;
     a.push(CODE as i32)?;
     for (i, r) in REGISTERS.into_iter().enumerate() {
         if r != rsp {
