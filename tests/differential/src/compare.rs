@@ -94,7 +94,9 @@ pub fn differences(
             line("error", native.error & mask, guest.error & mask);
         }
     }
-    for (i, name) in NAMES.iter().enumerate() {
+    // On some hosts what was popped before the fault stays.
+    let popa = faulting.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Popa | Mnemonic::Popad));
+    for (i, name) in NAMES.iter().enumerate().filter(|&(i, _)| !popa || i == 4) {
         line(name, native.gpr[i], guest.gpr[i]);
     }
     let mut flags = FLAGS;
@@ -112,7 +114,10 @@ pub fn differences(
     fx(strictness, mmx, xm, &native.fx, &guest.fx, &mut line);
     let (mut data, mut stack) = (native.data, native.stack);
     if let Some(ins) = faulting
-        && matches!(ins.mnemonic(), Mnemonic::Call | Mnemonic::Enter)
+        && matches!(
+            ins.mnemonic(),
+            Mnemonic::Call | Mnemonic::Enter | Mnemonic::Pusha | Mnemonic::Pushad
+        )
     {
         // Written before the fault was found, and below RSP again after it.
         ignore_below(native.gpr[4].wrapping_sub(STACK), &mut stack, &guest.stack);

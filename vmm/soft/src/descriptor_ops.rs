@@ -330,15 +330,20 @@ fn arpl(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     }
     let rpl = u16::get(&cpu.gpr, op.src) & 3;
     let (old, at) = if op.extra == 1 {
-        let at = cpu.operand(op, 2, Access::Write)?;
-        (cpu.load_rmw::<u16>(at)?, Some(at))
+        // Faults as a read unless there is something to write.
+        let at = cpu.operand(op, 2, Access::Read)?;
+        (cpu.load::<u16>(at)?, Some(at))
     } else {
         (u16::get(&cpu.gpr, op.dst), None)
     };
     let lower = old & 3 < rpl;
     let new = if lower { old & !3 | rpl } else { old };
     match at {
-        Some(at) => cpu.store::<u16>(at, new)?,
+        Some(_) if lower => {
+            let at = cpu.operand(op, 2, Access::Write)?;
+            cpu.store::<u16>(at, new)?;
+        }
+        Some(_) => {}
         None => u16::set(&mut cpu.gpr, op.dst, new),
     }
     set_zf(cpu, lower);

@@ -138,7 +138,6 @@ fn from_memory<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 
 fn to_memory<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.check_x87_waiting()?;
-    let linear = cpu.operand(op, N as u64, Access::Write)?;
     let offset = cpu.offset(op);
     let before = cpu.fp.clone();
     let mut value = [0u8; 16];
@@ -148,12 +147,14 @@ fn to_memory<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         return Ok(());
     }
     let word = u128::from_le_bytes(value);
-    let stored = match N {
-        2 => cpu.store(linear, word as u16),
-        4 => cpu.store(linear, word as u32),
-        8 => cpu.store(linear, word as u64),
-        _ => cpu.store_bytes(linear, &value[..N]),
-    };
+    let stored = cpu
+        .operand(op, N as u64, Access::Write)
+        .and_then(|linear| match N {
+            2 => cpu.store(linear, word as u16),
+            4 => cpu.store(linear, word as u32),
+            8 => cpu.store(linear, word as u64),
+            _ => cpu.store_bytes(linear, &value[..N]),
+        });
     if stored.is_err() {
         cpu.fp = before;
     }

@@ -105,12 +105,11 @@ fn aad(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 fn bound<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let size = T::BYTES as u64;
     let linear = cpu.operand(op, 2 * size, Access::Read)?;
-    let low = cpu.load::<T>(linear)?.to_i64();
-    let high = cpu
-        .load::<T>(linear.wrapping_add(size) & 0xffff_ffff)?
-        .to_i64();
     let v = T::get(&cpu.gpr, op.dst).to_i64();
-    if v < low || v > high {
+    let low = cpu.load::<T>(linear)?.to_i64();
+    let above = linear.wrapping_add(size) & 0xffff_ffff;
+    // The upper bound is not read if the lower one is broken.
+    if v < low || v > cpu.load::<T>(above)?.to_i64() {
         return Err(cpu.raise(vector::BR, None));
     }
     Ok(())
