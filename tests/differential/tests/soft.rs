@@ -7,16 +7,16 @@ use differential::{Options, Tester};
 use soft::SoftEngine;
 
 #[test]
-fn agrees_with_the_host_in_64_bit_code() {
-    agrees(Mode::Bits64);
+fn agrees_with_the_host_in_64_bit_code() -> anyhow::Result<()> {
+    agrees(Mode::Bits64)
 }
 
 #[test]
-fn agrees_with_the_host_in_32_bit_code() {
-    agrees(Mode::Bits32);
+fn agrees_with_the_host_in_32_bit_code() -> anyhow::Result<()> {
+    agrees(Mode::Bits32)
 }
 
-fn agrees(mode: Mode) {
+fn agrees(mode: Mode) -> anyhow::Result<()> {
     let seed = std::env::var("SEED")
         .ok()
         .and_then(|s| s.parse().ok())
@@ -34,8 +34,8 @@ fn agrees(mode: Mode) {
         failures: 1,
     };
     println!("repeat: SEED={seed} cargo test --release -p differential");
-    let mut tester = Tester::new(options, |memory| Ok(Box::new(SoftEngine::new(memory)?))).unwrap();
-    let summary = tester.run(|_| ()).unwrap();
+    let mut tester = Tester::new(options, |memory| Ok(Box::new(SoftEngine::new(memory)?)))?;
+    let summary = tester.run(|_| ())?;
     for failure in &summary.failures {
         println!(
             "case {}:\n{}{}",
@@ -45,4 +45,5 @@ fn agrees(mode: Mode) {
     assert!(summary.failures.is_empty());
     assert_eq!(summary.cases, 20_000);
     assert!(summary.skipped < 100, "{} skipped", summary.skipped);
+    Ok(())
 }

@@ -67,7 +67,8 @@ impl Mixer {
 
     /// A number of moderate size.
     fn extended(&mut self) -> u128 {
-        let exponent = 0x3fff - 8 + self.next() % 16 | (self.next() & 1) << 15;
+        let sign = (self.next() & 1) << 15;
+        let exponent = (0x3fff - 8 + self.next() % 16) | sign;
         u128::from(exponent) << 64 | u128::from(self.next() | 1 << 63)
     }
 

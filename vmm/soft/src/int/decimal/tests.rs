@@ -22,7 +22,7 @@ fn run(bytes: &[u8], ax: u16, status: u64) -> (u16, u64) {
 }
 
 fn packed(n: u8) -> u8 {
-    n / 10 << 4 | n % 10
+    ((n / 10) << 4) | (n % 10)
 }
 
 #[test]
