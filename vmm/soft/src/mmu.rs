@@ -125,7 +125,7 @@ impl Cpu {
 
     /// Loads `out.len()` bytes (at least 1).
     pub fn load_bytes(&mut self, linear: u64, out: &mut [u8]) -> Result<(), Stop> {
-        self.load_bytes_as(self.mmu.mode, linear, out)
+        self.load_bytes_as(self.mmu.mode, linear, out, true)
     }
 
     /// Stores `bytes`, at most a page, all or none of them.
@@ -133,9 +133,12 @@ impl Cpu {
         self.store_bytes_as(self.mmu.mode, linear, bytes)
     }
 
-    /// Loads with a system structure's rights (descriptor tables, TSS).
+    /// Loads from a system structure (descriptor tables, TSS), with its rights. Outside RAM it reads
+    /// as all ones: there is nobody to ask while an interrupt is delivered.
     pub fn load_sys<T: Width>(&mut self, linear: u64) -> Result<T, Stop> {
-        self.load_slow(self.mmu.system, linear)
+        let mut bytes = [0; 16];
+        self.load_bytes_as(self.mmu.system, linear, &mut bytes[..T::BYTES], false)?;
+        Ok(T::from_le(&bytes))
     }
 
     /// Stores with a system structure's rights.
@@ -336,7 +339,7 @@ impl Cpu {
     pub(crate) fn load_slow<T: Width>(&mut self, mode: Mode, linear: u64) -> Result<T, Stop> {
         self.check_alignment(mode, linear, T::BYTES as u64)?;
         let mut bytes = [0; 16];
-        self.load_bytes_as(mode, linear, &mut bytes[..T::BYTES])?;
+        self.load_bytes_as(mode, linear, &mut bytes[..T::BYTES], true)?;
         Ok(T::from_le(&bytes))
     }
 
@@ -382,19 +385,20 @@ impl Cpu {
         Ok(())
     }
 
-    /// Loads bytes page by page.
+    /// Loads bytes page by page; `ask` for those outside RAM.
     pub(crate) fn load_bytes_as(
         &mut self,
         mode: Mode,
         linear: u64,
         out: &mut [u8],
+        ask: bool,
     ) -> Result<(), Stop> {
         let mut at = linear;
         let mut rest = out;
         while !rest.is_empty() {
             let n = rest.len().min((PAGE - at % PAGE) as usize);
             let (part, tail) = rest.split_at_mut(n);
-            self.load_part(mode, at, part)?;
+            self.load_part(mode, at, part, ask)?;
             rest = tail;
             at = self.next_page(at);
         }
@@ -402,7 +406,13 @@ impl Cpu {
     }
 
     /// Loads bytes within one page.
-    fn load_part(&mut self, mode: Mode, linear: u64, out: &mut [u8]) -> Result<(), Stop> {
+    fn load_part(
+        &mut self,
+        mode: Mode,
+        linear: u64,
+        out: &mut [u8],
+        ask: bool,
+    ) -> Result<(), Stop> {
         if let Some(addend) = self.mmu.tlb.lookup(mode, Kind::Read, linear) {
             let from = linear.wrapping_add(addend) as *const u8;
             // SAFETY: a read entry leads to a page of RAM, in which the bytes lie.
@@ -411,6 +421,10 @@ impl Cpu {
         }
         let gpa = self.locate(mode, Kind::Read, linear)?;
         let Some(frame) = self.phys.frame(gpa) else {
+            if !ask {
+                out.fill(0xff);
+                return Ok(());
+            }
             return self.load_outside(gpa, out);
         };
         // SAFETY: the bytes lie within the frame, since they lie within one page.
