@@ -33,8 +33,6 @@ pub struct SoftEngine {
     jumps: JumpCache,
     /// The read that the last exit asked for.
     pending: Option<PendingRead>,
-    /// What waits for the answer: an instruction, or the delivery of an exception.
-    delivering: Option<Exception>,
     /// Exceptions delivered since an instruction retired, and the count at which they were.
     stuck: (u64, u32),
     /// The last instruction that straddled two pages, which is not in the cache; whether it ends
@@ -74,7 +72,6 @@ impl SoftEngine {
             blocks: BlockCache::default(),
             jumps: JumpCache::new(),
             pending: None,
-            delivering: None,
             stuck: (0, 0),
             straddler: None,
             _memory: Box::new(Arc::clone(memory)),
@@ -201,25 +198,12 @@ impl SoftEngine {
             },
         };
         self.cpu.external.finish();
-        self.deliver(exception)
-    }
-
-    fn deliver(&mut self, exception: Exception) -> Option<PendingRead> {
-        self.delivering = None;
         self.pending = None;
         if self.is_stuck() {
             self.cpu.shut_down();
-            return None;
+        } else {
+            self.cpu.deliver(exception);
         }
-        self.cpu.external.restart();
-        self.cpu.stepping = true;
-        let result = self.cpu.deliver(exception);
-        self.cpu.stepping = false;
-        if let (Err(Stop), StopReason::Read(read)) = (result, self.cpu.stop) {
-            self.delivering = Some(exception);
-            return Some(read);
-        }
-        self.cpu.external.finish();
         None
     }
 
@@ -409,12 +393,6 @@ impl Engine for SoftEngine {
             (None, Entry::Resume) => Ok(self.go(false)),
             (Some(read), Entry::Answer(value)) => {
                 self.cpu.external.answer(read, value);
-                if let Some(exception) = self.delivering
-                    && let Some(read) = self.deliver(exception)
-                {
-                    self.pending = Some(read);
-                    return Ok(Exit::Pending(read));
-                }
                 Ok(self.go(true))
             }
             (None, Entry::Answer(_)) => Err(EngineError::WrongEntry {
@@ -441,15 +419,8 @@ impl Engine for SoftEngine {
     }
 
     fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
-        self.cpu.stepping = true;
-        let result = self.cpu.interrupt(vector);
-        self.cpu.stepping = false;
-        match result {
-            Ok(()) => Ok(()),
-            Err(Stop) => Err(EngineError::BadState(
-                "the interrupt's frame lies outside RAM".into(),
-            )),
-        }
+        self.cpu.interrupt(vector);
+        Ok(())
     }
 
     fn request_window(&mut self, on: bool) {
@@ -475,7 +446,6 @@ impl Engine for SoftEngine {
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.cpu.set_state(state).map_err(EngineError::BadState)?;
         self.pending = None;
-        self.delivering = None;
         self.stuck = (0, 0);
         self.cpu.external.clear();
         self.cpu.mmu.tlb.generation += 1;

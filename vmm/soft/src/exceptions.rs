@@ -13,6 +13,10 @@ enum Class {
     PageFault,
 }
 
+/// Benign exceptions may follow each other for ever: #AC on a stack that is not aligned. A processor
+/// hangs; this one shuts down.
+const MAX_ATTEMPTS: u32 = 16;
+
 fn class(event: &Event) -> Class {
     if event.soft || event.interrupt {
         return Class::Benign;
@@ -25,18 +29,16 @@ fn class(event: &Event) -> Class {
 }
 
 impl Cpu {
-    /// Delivers a fault with `cpu.rip` at the instruction that raised it. Called with `stepping`
-    /// set. Faults on the way become double and triple faults here; stops only for a read outside
-    /// RAM, and is then called again with the answer.
-    pub fn deliver(&mut self, exception: Exception) -> Result<(), Stop> {
+    /// Delivers a fault with `cpu.rip` at the instruction that raised it. Faults on the way become
+    /// double and triple faults here.
+    pub fn deliver(&mut self, exception: Exception) {
         let event = self.fault(exception);
-        self.deliver_event(event)
+        self.deliver_event(event);
     }
 
     /// Delivers #DB as a trap before the next instruction, with these bits set in DR6.
     pub fn debug_trap(&mut self, dr6: u64) {
         self.dr[4] |= dr6;
-        let stepping = std::mem::replace(&mut self.stepping, true);
         let event = Event {
             resume: false,
             ..self.fault(Exception {
@@ -45,15 +47,11 @@ impl Cpu {
                 cr2: 0,
             })
         };
-        if self.deliver_event(event).is_err() {
-            // Its frame or descriptors lie outside RAM: there is nobody to ask here.
-            self.shut_down();
-        }
-        self.stepping = stepping;
+        self.deliver_event(event);
     }
 
     /// Delivers an external interrupt before the next instruction; wakes from HLT.
-    pub fn interrupt(&mut self, vector: u8) -> Result<(), Stop> {
+    pub fn interrupt(&mut self, vector: u8) {
         self.deliver_event(Event {
             vector,
             error: None,
@@ -63,10 +61,9 @@ impl Cpu {
             ext: 1,
             ip: self.rip,
             resume: false,
-        })?;
+        });
         self.halted = false;
         self.attention &= !attention::HALTED;
-        Ok(())
     }
 
     /// INT n, INT3, INTO (`checked`: the gate's DPL counts) and INT1, which end at `next`.
@@ -97,15 +94,22 @@ impl Cpu {
         }
     }
 
-    fn deliver_event(&mut self, first: Event) -> Result<(), Stop> {
+    /// Enters the handler of an event, or of what becomes of it. No instruction is running, so that
+    /// stores to code are allowed; and nothing here reads memory outside RAM.
+    fn deliver_event(&mut self, first: Event) {
+        let stepping = std::mem::replace(&mut self.stepping, true);
         let mut event = first;
         self.note_page_fault(&first);
-        loop {
-            if self.enter_handler(&event).is_ok() {
-                return Ok(());
-            }
-            let StopReason::Exception(exception) = self.stop else {
-                return Err(Stop);
+        let mut attempts = 0;
+        while self.enter_handler(&event).is_err() {
+            let exception = match self.stop {
+                StopReason::Exception(exception) => exception,
+                // A descriptor table or TSS that is not at a canonical address.
+                _ => Exception {
+                    vector: vector::GP,
+                    error: Some(event.ext),
+                    cr2: 0,
+                },
             };
             let next = self.fault(exception);
             self.note_page_fault(&next);
@@ -114,9 +118,11 @@ impl Cpu {
                 (Class::Contributory, Class::PageFault) => true,
                 (Class::Contributory, Class::Contributory) | (Class::PageFault, _) => false,
             };
-            if event.vector == vector::DF && !event.interrupt {
+            attempts += 1;
+            let double = event.vector == vector::DF && !event.interrupt;
+            if double || attempts == MAX_ATTEMPTS {
                 self.shut_down();
-                return Ok(());
+                break;
             }
             event = if serial {
                 next
@@ -128,6 +134,7 @@ impl Cpu {
                 })
             };
         }
+        self.stepping = stepping;
     }
 
     /// CR2 is set when a page fault is detected, whatever becomes of it.

@@ -2,7 +2,8 @@
 //! task gate, task gates in the IDT, IRET with NT set.
 //!
 //! A fault after the point of no return is raised in the new task on hardware; here it is raised
-//! before the switch, with the old task's state intact.
+//! before the switch, with the old task's state intact. The T bit of a TSS traps when an instruction
+//! has switched to it, not when an exception or interrupt has.
 
 use engine::Segment;
 
@@ -11,7 +12,7 @@ use crate::descriptor::{Descriptor, access, error_code, is_null, null_segment, s
 use crate::flags::{NT, RF};
 use crate::gates::{Event, Frame};
 use crate::op::Op;
-use crate::stop::{Stop, vector};
+use crate::stop::{Stop, StopReason, vector};
 
 /// Why the task is switched.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -153,6 +154,9 @@ impl Cpu {
             return Err(self.raise(vector::TS, Some(error)));
         }
         let new = self.load_image(segment.base, wide)?;
+        if new.trap && !self.stepping {
+            return Err(self.stop_for(StopReason::Step));
+        }
         let loaded = self.check_image(&new, wide)?;
         self.save_image(cause, ip)?;
         if cause == Cause::Call {
@@ -185,7 +189,7 @@ impl Cpu {
         self.update_translation();
         self.update_breakpoints();
         if new.trap {
-            self.debug_trap(1 << 15);
+            self.mmu.watch_hits |= 1 << 15;
         }
         Ok(())
     }
@@ -333,7 +337,7 @@ impl Cpu {
     fn task_data(&mut self, segment: u8, selector: u16) -> Result<Segment, Stop> {
         let result = self.segment_for(segment, selector);
         if result.is_err()
-            && let crate::stop::StopReason::Exception(e) = self.stop
+            && let StopReason::Exception(e) = self.stop
             && e.vector == vector::GP
         {
             return Err(self.raise(vector::TS, e.error));

@@ -119,7 +119,10 @@ fn random_word(rng: &mut StdRng) -> u64 {
         1 => rng.random_range(0..0x100),
         2 => at::DATA + rng.random_range(0..0x1000),
         3 => at::TEST + rng.random_range(0..0x8000),
-        4 => at::MMIO + rng.random_range(0..0x1000),
+        4 => {
+            [at::MMIO, at::MMIO_GPA, 0x7fff_ffff_f000][rng.random_range(0..3)]
+                + rng.random_range(0..0x1000)
+        }
         5 => 0xc000_0080 + rng.random_range(0..8),
         6 => 0x7fff_ffff_fff0 + rng.random_range(0..32),
         _ => 8 * rng.random_range(0..16) + rng.random_range(0..4),
@@ -154,6 +157,15 @@ fn random_state(rng: &mut StdRng) -> CpuState {
     s.msrs.sysenter_cs = rng.random_range(0..0x80);
     s.msrs.sysenter_eip = at::CODE;
     s.msrs.sysenter_esp = at::STACK;
+    if rng.random_bool(0.1) {
+        s.idtr.base = random_word(rng) & 0x7fff_ffff;
+    }
+    if rng.random_bool(0.1) {
+        s.gdtr.base = random_word(rng) & 0x7fff_ffff;
+    }
+    if rng.random_bool(0.1) {
+        s.tr.base = random_word(rng) & 0x7fff_ffff;
+    }
     if rng.random_bool(0.2) {
         s.dr[0] = at::CODE + rng.random_range(0..64);
         s.dr[1] = at::DATA + rng.random_range(0..64);
@@ -165,7 +177,11 @@ fn random_state(rng: &mut StdRng) -> CpuState {
 fn guest(seed: u64) -> Result<Rig<'static>, String> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut rig = Rig::new(&make, 0, &[])?;
-    for (start, len) in [(at::CODE, 0x4000), (at::USER_CODE, 0x4000), (at::DATA, 0x4000)] {
+    for (start, len) in [
+        (at::CODE, 0x4000),
+        (at::USER_CODE, 0x4000),
+        (at::DATA, 0x4000),
+    ] {
         let code = random_code(&mut rng, len);
         rig.write(start, &code);
     }
@@ -253,7 +269,7 @@ fn setting(name: &str, default: u64) -> u64 {
 #[test]
 fn nothing_a_guest_does_breaks_the_engine() {
     let first = setting("HOSTILE_FIRST", 0);
-    let seeds = setting("HOSTILE_SEEDS", 1000);
+    let seeds = setting("HOSTILE_SEEDS", 400);
     let mut instructions = 0;
     for seed in first..first + seeds {
         let result = std::panic::catch_unwind(|| check(seed));
