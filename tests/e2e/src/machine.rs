@@ -1,111 +1,25 @@
 //! A machine that `ft-ctl up` started, in a folder of its own.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde::Deserialize;
-use tempfile::TempDir;
 use wire::control::{ControlAddr, ControlClient, Protection, Request, Response, Role, Status};
 use wire::register::{RegisterClient, ReplicaId, View, VmId};
 
-use crate::{programs, wait};
+use crate::home::{self, Home};
+use crate::process::{self, Owned, Process};
+use crate::wait;
 
 /// How long a replica may take to answer; a stopped one never does.
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long it may take to save or to hash all of its memory.
 const LONG: Duration = Duration::from_secs(180);
-
-/// A machine's folder and how its programs are started.
-pub struct Home {
-    dir: PathBuf,
-    _temporary: Option<TempDir>,
-}
-
-impl Home {
-    /// A folder that is removed at the end.
-    pub fn temporary() -> Result<Self> {
-        let temporary = tempfile::Builder::new().prefix("lockstep-").tempdir()?;
-        Ok(Self {
-            dir: temporary.path().to_owned(),
-            _temporary: Some(temporary),
-        })
-    }
-
-    /// A folder that stays. Its path must leave room for the names of sockets in it.
-    pub fn at(dir: &Path) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            _temporary: None,
-        }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.dir
-    }
-
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    /// `ft-ctl` with this folder for its machines, out of reach of the terminal's Ctrl-C: what it
-    /// has begun it must finish, or nobody knows what it has started.
-    pub fn ctl(&self) -> Result<Command> {
-        let mut command = programs::command("ft-ctl")?;
-        command
-            .env("LOCKSTEP_DIR", &self.dir)
-            .stdin(Stdio::null())
-            .process_group(0);
-        Ok(command)
-    }
-
-    /// Runs `ft-ctl` with `args` to its end.
-    pub fn run<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Result<Output> {
-        let output = self.ctl()?.args(args).output();
-        output.context("ft-ctl could not be started")
-    }
-
-    /// Starts a machine. `args` are those of `ft-ctl up`; an error carries what it said.
-    pub fn up<S: Into<OsString> + Clone>(self, args: &[S]) -> Result<Machine> {
-        let mut all: Vec<OsString> = vec!["up".into()];
-        all.extend(args.iter().cloned().map(Into::into));
-        let output = self.run(&all)?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if !output.status.success() {
-            bail!("ft-ctl up ({}):\n{said}", output.status);
-        }
-        Machine::adopt(self)
-    }
-}
-
-/// A process of a machine.
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub struct Process {
-    pub pid: i32,
-}
-
-impl Process {
-    pub fn signal(self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.pid), signal)
-            .with_context(|| format!("{signal} to process {}", self.pid))
-    }
-
-    /// Whether it runs; a zombie does not.
-    pub fn is_alive(self) -> bool {
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) else {
-            return false;
-        };
-        let state = stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]);
-        !matches!(state, None | Some("Z" | "X"))
-    }
-}
 
 /// A replica as it was started.
 #[derive(Clone, Debug, Deserialize)]
@@ -116,36 +30,41 @@ pub struct Replica {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Forward {
-    guest_port: u16,
-    host: SocketAddr,
+pub struct Forward {
+    pub guest_port: u16,
+    pub host: SocketAddr,
 }
 
-/// What `ft-ctl` has written down of a machine.
+/// What is known of a machine: what `ft-ctl` has written down.
 #[derive(Clone, Debug, Deserialize)]
-struct Running {
-    name: String,
-    vm: VmId,
-    diskd: Option<Process>,
-    netd: Option<Process>,
-    nbd: Option<String>,
-    register: Option<String>,
-    switch: Option<String>,
-    forwards: Vec<Forward>,
-    replicas: Vec<Replica>,
+pub struct Running {
+    pub name: String,
+    pub vm: VmId,
+    pub diskd: Option<Process>,
+    pub netd: Option<Process>,
+    pub nbd: Option<String>,
+    pub register: Option<String>,
+    pub switch: Option<String>,
+    pub forwards: Vec<Forward>,
+    pub replicas: Vec<Replica>,
 }
+
+/// The command line of a disk server that was killed.
+pub struct StoppedDiskd(Vec<String>);
 
 /// A machine that runs. It is ended when this value goes.
 pub struct Machine {
     home: Home,
     running: Running,
     keep: bool,
+    /// Processes that `ft-ctl` does not know of.
+    own: Vec<Owned>,
 }
 
 impl Machine {
     /// The machine that is up in this folder.
     pub fn adopt(home: Home) -> Result<Self> {
-        let name = names(&home).pop();
+        let name = home::names(&home).pop();
         let name = name.with_context(|| format!("no machine in {}", home.path().display()))?;
         let file = home.file(&name).join("running.json");
         let running = serde_json::from_slice(&std::fs::read(&file)?)
@@ -154,7 +73,18 @@ impl Machine {
             home,
             running,
             keep: false,
+            own: Vec::new(),
         })
+    }
+
+    /// A machine whose processes were started one by one.
+    pub fn assembled(home: Home, running: Running, own: Vec<Owned>) -> Self {
+        Self {
+            home,
+            running,
+            keep: false,
+            own,
+        }
     }
 
     pub fn home(&self) -> &Home {
@@ -310,6 +240,39 @@ impl Machine {
             .view)
     }
 
+    /// Kills the disk server.
+    pub fn kill_diskd(&mut self) -> Result<StoppedDiskd> {
+        let diskd = self.diskd()?;
+        let mut command = diskd.command_line()?;
+        let (nbd, register, _) = self.addresses();
+        for (flag, address) in [("--nbd", nbd), ("--register", register)] {
+            let at = command.iter().position(|word| word == flag);
+            let value = at.and_then(|at| command.get_mut(at + 1));
+            *value.context("the disk server's command line")? =
+                address.context("the disk server's address")?.to_owned();
+        }
+        diskd.signal(Signal::SIGKILL)?;
+        diskd.wait_end(LONG)?;
+        Ok(StoppedDiskd(command))
+    }
+
+    /// Starts it again, at the same addresses.
+    pub fn restart_diskd(&mut self, stopped: &StoppedDiskd) -> Result<()> {
+        let (program, args) = stopped.0.split_first().context("no command line")?;
+        let mut command = Command::new(program);
+        command.args(args);
+        let (owned, _) = process::start(command, &self.file("diskd.log"))?;
+        self.running.diskd = Some(owned.process());
+        self.own.push(owned);
+        Ok(())
+    }
+
+    /// With which status a process of ours ended.
+    pub fn exit_code(&mut self, process: Process) -> Option<i32> {
+        let mut own = self.own.iter_mut();
+        own.find(|owned| owned.process() == process)?.exit_code()
+    }
+
     /// Saves the machine to `file`, and its disk beside it.
     pub fn save(&self, file: &Path) -> Result<()> {
         let output = self.home.run(&["save".as_ref(), file.as_os_str()])?;
@@ -324,6 +287,31 @@ impl Machine {
         let (replica, _) = self.live().context("no replica is live")?;
         let mut client = ControlClient::connect(&replica.control, LONG)?;
         Ok(client.call(&Request::Hash { memory: true })?)
+    }
+
+    /// What the guest has said on the serial console of a replica.
+    pub fn serial(&self, replica: u64) -> String {
+        let text = std::fs::read(self.file(&format!("replica-{replica}.serial")));
+        String::from_utf8_lossy(&text.unwrap_or_default()).into_owned()
+    }
+
+    /// Types a command on the guest's console and waits until its output, after a unique word, shows
+    /// up on the live replica's.
+    pub fn shell(&self, command: &str, bound: Duration) -> Result<String> {
+        let word = format!("{:016x}", rand::random::<u64>());
+        // The word that is typed differs from the one that is printed.
+        let (left, right) = word.split_at(8);
+        let line = format!("({command}) 2>&1; echo end-{left}''{right}");
+        let (replica, _) = self.live().context("no replica is live")?;
+        let from = self.serial(replica.id.0).len();
+        self.type_line(&line)?;
+        let end = format!("end-{word}");
+        wait::until(&format!("`{command}` in the guest ends"), bound, || {
+            let live = self.live().map_or(replica.id.0, |(live, _)| live.id.0);
+            let text = self.serial(live);
+            let text = text.get(from.min(text.len())..).unwrap_or(&text);
+            Ok(text.find(&end).map(|at| text[..at].to_owned()))
+        })
     }
 
     /// Types a line on the guest's serial console.
@@ -342,39 +330,18 @@ impl Machine {
     /// Ends it.
     pub fn down(mut self) -> Result<()> {
         self.keep = true;
-        end(&self.home)
+        home::end(&self.home)
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
         if !self.keep
-            && let Err(why) = end(&self.home)
+            && let Err(why) = home::end(&self.home)
         {
             eprintln!("the machine could not be ended: {why:#}");
         }
     }
-}
-
-/// Ends the machines of a folder.
-pub fn end(home: &Home) -> Result<()> {
-    for name in names(home) {
-        let output = home.run(&["down", "-m", &name])?;
-        if !output.status.success() {
-            bail!("ft-ctl down: {}", String::from_utf8_lossy(&output.stderr));
-        }
-    }
-    Ok(())
-}
-
-/// The machines that have been started in a folder and not been ended.
-fn names(home: &Home) -> Vec<String> {
-    let entries = std::fs::read_dir(home.path()).into_iter().flatten();
-    entries
-        .flatten()
-        .filter(|entry| entry.path().join("running.json").is_file())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
 }
 
 /// What a replica says of itself, if it answers.

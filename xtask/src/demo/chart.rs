@@ -116,7 +116,8 @@ where
 {
     let steps = steps(&report.timeline_ms);
     let end = steps.iter().map(|(_, ms)| *ms).fold(1.0, f64::max);
-    let (from, to) = (-0.2 * end, 1.35 * end);
+    let span = end.max(20.0);
+    let (from, to) = (-0.9 * span, 1.7 * span);
     let clients: BTreeSet<u32> = (outcome.record.history.events.iter())
         .map(|event| event.client)
         .collect();
@@ -311,6 +312,13 @@ where
         .bold_line_style(FAINT)
         .x_desc("seconds since the load began; red: the kill, green: the backup is live")
         .x_label_formatter(&|s| format!("{s:.0}"))
+        .y_label_formatter(&|y| {
+            if top < 10.0 {
+                format!("{y:.1}")
+            } else {
+                format!("{y:.0}")
+            }
+        })
         .label_style(text(15))
         .axis_desc_style(text(15))
         .draw()?;

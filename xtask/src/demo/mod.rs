@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use e2e::failover::{self, Outcome, Plan};
-use e2e::machine::{self, Home, Machine};
+use e2e::home::{self, Home};
+use e2e::machine::Machine;
 use e2e::wait;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -64,9 +65,9 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     wait::catch_signals()?;
 
     let out = step::workspace().join("target/demo");
-    let home = home(&out)?;
+    let home = home_below(&out)?;
     // Of a run before this one that had no chance to clean up.
-    machine::end(&home).context("the machine of an earlier demo cannot be ended")?;
+    home::end(&home).context("the machine of an earlier demo cannot be ended")?;
 
     teller.say("starting the disk server, the switch, the backup and the primary");
     let mut machine = home.up(&["--memory", &args.memory])?;
@@ -113,7 +114,7 @@ fn build() -> Result<()> {
 }
 
 /// The machine's folder, below `out` if sockets in it can have names.
-fn home(out: &Path) -> Result<Home> {
+fn home_below(out: &Path) -> Result<Home> {
     let dir = out.join("run");
     if dir.as_os_str().len() > LONGEST_PATH {
         return Home::temporary();

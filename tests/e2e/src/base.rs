@@ -1,0 +1,67 @@
+//! The state from which most tests start: the Debian guest, booted, with Redis answering. Made once
+//! for a run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::home::Home;
+
+/// A boot takes a minute on a slow machine; this bounds hangs only.
+pub const BOOT: Duration = Duration::from_secs(900);
+
+/// A saved machine.
+pub struct Base {
+    dir: TempDir,
+    /// The configuration with which it was saved, as TOML.
+    pub config: String,
+}
+
+impl Base {
+    /// Boots the guest, alone, and saves it.
+    pub fn make() -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("lockstep-base-")
+            .tempdir()?;
+        let machine = Home::temporary()?.up(&["--ft", "false"])?;
+        machine.wait_redis(BOOT, |_| ())?;
+        let config = std::fs::read_to_string(machine.file("vm.toml"))?;
+        let base = Self { dir, config };
+        machine.save(&base.state())?;
+        machine.down()?;
+        Ok(base)
+    }
+
+    /// The saved state; its disk lies beside it.
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("base")
+    }
+
+    /// Makes a copy of its disk.
+    pub fn copy_disk(&self, to: &Path) -> Result<()> {
+        copy_sparse(&self.dir.path().join("base.disk"), to)
+    }
+
+    /// A value of its configuration, such as `uuid`.
+    pub fn setting(&self, key: &str) -> Result<&str> {
+        let mut lines = self.config.lines();
+        lines
+            .find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('='))
+            .map(|value| value.trim().trim_matches('"'))
+            .with_context(|| format!("the configuration has no {key}"))
+    }
+}
+
+/// Copies a file, holes and all.
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
+    let mut command = Command::new("cp");
+    command.args(["--sparse=always", "--reflink=auto"]);
+    let status = command.arg(from).arg(to).status()?;
+    if !status.success() {
+        bail!("cp {} {}: {status}", from.display(), to.display());
+    }
+    Ok(())
+}
