@@ -7,11 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+use tests::http::KeepAlive;
 
 use crate::home::Home;
+use crate::wait;
 
 /// A boot takes a minute on a slow machine; this bounds hangs only.
 pub const BOOT: Duration = Duration::from_secs(900);
+
+/// How long one answer of the web server may take.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// A saved machine.
 pub struct Base {
@@ -28,6 +33,12 @@ impl Base {
             .tempdir()?;
         let machine = Home::temporary()?.up(&["--ft", "false"])?;
         machine.wait_redis(BOOT, |_| ())?;
+        // The web server starts after Redis.
+        let web = machine.forward(80)?;
+        wait::until("the web server in the guest answers", BOOT, || {
+            let page = KeepAlive::connect(web, ANSWER).and_then(|mut web| web.get("/"));
+            Ok(page.ok())
+        })?;
         let config = std::fs::read_to_string(machine.file("vm.toml"))?;
         let base = Self { dir, config };
         machine.save(&base.state())?;
