@@ -1,7 +1,7 @@
 //! The cache of decoded blocks.
 //!
 //! A block is a run of instructions within one 4 KiB page of guest-physical memory, ended by an
-//! instruction that says so (`Decoding::ends`), by the page, or by its length. Blocks are keyed by
+//! instruction that says so, by the page, or by its length. Blocks are keyed by
 //! guest-physical address and code width, so linear mappings may change under them; a store to their
 //! bytes drops them (see `Phys::mark_code`).
 
@@ -22,23 +22,21 @@ const MAX_BLOCKS: usize = 1 << 17;
 /// A decoded block.
 #[derive(Debug)]
 pub struct Block {
+    /// As `chain` lays them out.
     pub ops: Box<[Op]>,
+    /// Number of instructions.
+    pub len: u8,
     /// Guest-physical address of its first byte.
     pub gpa: u64,
     /// Length in bytes.
     pub bytes: u16,
-    /// The last op does not end the block.
-    pub falls_through: bool,
 }
 
 impl Block {
     fn run(&self) -> Run {
-        let shape = u32::from(self.bytes)
-            | (self.ops.len() as u32) << 16
-            | u32::from(self.falls_through) << 24;
         Run {
             ops: NonNull::from(&*self.ops).cast(),
-            shape,
+            shape: u32::from(self.bytes) | u32::from(self.len) << 16,
         }
     }
 }
@@ -50,8 +48,8 @@ type BlockId = u32;
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     ops: NonNull<Op>,
-    /// Length in bytes (16 bits), number of ops (8), falls through (1): in one word, so that it
-    /// travels in a register.
+    /// Length in bytes (16 bits) and in instructions (8): in one word, so that it travels in a
+    /// register.
     shape: u32,
 }
 
@@ -65,33 +63,22 @@ impl Run {
         shape: 0,
     };
 
-    /// The ops.
-    ///
-    /// # Safety
-    /// The block has not been dropped, and is not while the ops are used.
+    /// Its first op.
     #[inline(always)]
-    pub unsafe fn ops<'a>(self) -> &'a [Op] {
-        // SAFETY: by the caller's promise the block's box of `len` ops is alive; blocks are not
-        // changed once made.
-        unsafe { std::slice::from_raw_parts(self.ops.as_ptr(), self.len() as usize) }
+    pub fn ops(self) -> *const Op {
+        self.ops.as_ptr()
     }
 
-    /// Number of ops.
+    /// Number of instructions.
     #[inline(always)]
     pub fn len(self) -> u64 {
-        u64::from(self.shape >> 16 & 0xff)
+        u64::from(self.shape >> 16)
     }
 
     /// Length in bytes.
     #[inline(always)]
     pub fn bytes(self) -> u64 {
         u64::from(self.shape & 0xffff)
-    }
-
-    /// The last op does not end the block: the run loop goes on behind it.
-    #[inline(always)]
-    pub fn falls_through(self) -> bool {
-        self.shape >> 24 != 0
     }
 }
 

@@ -90,7 +90,9 @@ pub struct Cpu {
     pub ip_mask: u64,
     /// Why the last instruction stopped.
     pub stop: StopReason,
-    /// `Op::seg` of the instruction that stopped.
+    /// `Op::offset`, `index` and `seg` of the instruction that stopped.
+    pub stop_offset: u16,
+    pub stop_index: u8,
     pub stop_segment: u8,
     /// TLB and translation state.
     pub mmu: Mmu,
@@ -141,6 +143,8 @@ impl Cpu {
             cpl: 0,
             ip_mask: u64::MAX,
             stop: StopReason::Step,
+            stop_offset: 0,
+            stop_index: 0,
             stop_segment: seg::DS,
             mmu: Mmu::default(),
             seg: [Segment::default(); 6],

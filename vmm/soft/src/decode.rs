@@ -5,6 +5,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 
+use crate::chain::{Code, NOTHING};
 use crate::cpu::{CodeMode, Cpu, seg};
 use crate::native::NativeCode;
 use crate::op::{BASE_RIP, NONE, Op};
@@ -30,16 +31,29 @@ pub struct Decoding<'a> {
     pub op: Op,
     /// How the address of the memory operand is formed, if there is one.
     pub ea: Ea,
-    /// Set for an instruction that must be the last of its block (see `op::Handler`).
+    /// Set with a plain handler for an instruction that must be the last of its block (see
+    /// `op::Handler`); linked code says so itself.
     pub ends: bool,
     /// Makes code for the instructions that the host executes.
     pub native: &'a mut NativeCode,
 }
 
 /// A decoded instruction.
+#[derive(Clone, Copy)]
 pub struct Decoded {
     pub op: Op,
-    pub ends: bool,
+    pub code: Code,
+}
+
+impl Decoded {
+    /// Whether it has a handler: #UD is raised otherwise.
+    #[cfg(test)]
+    pub fn is_known(&self) -> bool {
+        match self.code {
+            Code::Plain(handler, _) => handler as usize != ud as *const () as usize,
+            Code::Linked(_) => true,
+        }
+    }
 }
 
 /// Why no instruction could be decoded.
@@ -77,14 +91,19 @@ pub fn decode(
         return Ok(undefined(offset));
     }
     let mut d = Decoding::new(&ins, &window[..ins.len()], mode, offset, native);
-    let handler = int::decode(&mut d)
-        .or_else(|| system::decode(&mut d))
+    if let Some(link) = int::decode(&mut d) {
+        return Ok(Decoded {
+            op: d.op,
+            code: Code::Linked(link),
+        });
+    }
+    let handler = system::decode(&mut d)
         .or_else(|| sse::decode(&mut d))
         .or_else(|| x87::decode(&mut d));
     Ok(match handler {
         Some(handler) => Decoded {
-            op: Op { handler, ..d.op },
-            ends: d.ends,
+            op: d.op,
+            code: Code::Plain(handler, d.ends),
         },
         None => undefined(offset),
     })
@@ -97,23 +116,8 @@ pub fn ud(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
 
 fn undefined(offset: u16) -> Decoded {
     Decoded {
-        op: Op {
-            handler: ud,
-            imm: 0,
-            disp: 0,
-            offset,
-            len: 1,
-            index: 0,
-            dst: NONE,
-            src: NONE,
-            base: NONE,
-            idx: NONE,
-            scale: 0,
-            seg: seg::DS,
-            sizes: 0x44,
-            extra: 0,
-        },
-        ends: true,
+        op: Op { offset, ..NOTHING },
+        code: Code::Plain(ud, true),
     }
 }
 
@@ -132,7 +136,8 @@ impl<'a> Decoding<'a> {
             op: Op {
                 len: ins.len() as u8,
                 sizes: sizes(bytes, mode),
-                ..undefined(offset).op
+                offset,
+                ..NOTHING
             },
             ea: Ea::General,
             ends: false,

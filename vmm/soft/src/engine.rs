@@ -13,13 +13,13 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::block::{Block, BlockCache, MAX_OPS, Run};
+use crate::chain::{Single, follow, push_end, push_op};
 use crate::cpu::{Cpu, attention, reg, seg};
 use crate::cpuid;
 use crate::decode::{DecodeError, decode};
 use crate::flags;
 use crate::jump::{JumpCache, Place};
 use crate::native::NativeCode;
-use crate::op::Op;
 use crate::phys::{Phys, Region};
 use crate::stop::{Exception, Stop, StopReason, vector};
 
@@ -35,9 +35,8 @@ pub struct SoftEngine {
     pending: Option<PendingRead>,
     /// Exceptions delivered since an instruction retired, and the count at which they were.
     stuck: (u64, u32),
-    /// The last instruction that straddled two pages, which is not in the cache; whether it ends
-    /// its block.
-    straddler: Option<(Op, bool)>,
+    /// The last instruction that straddled two pages, which is not in the cache.
+    straddler: Single,
     /// `EngineInfo::host_math`.
     host_math: u64,
     /// Keeps the RAM mapped.
@@ -73,7 +72,7 @@ impl SoftEngine {
             jumps: JumpCache::new(),
             pending: None,
             stuck: (0, 0),
-            straddler: None,
+            straddler: Single::NOTHING,
             _memory: Box::new(Arc::clone(memory)),
         };
         engine.set_state(&CpuState::at_reset())?;
@@ -96,7 +95,10 @@ impl SoftEngine {
             let result = match self.next() {
                 _ if step && self.at_breakpoint() => Err(Stop),
                 Ok(Some(run)) => self.enter(run, left, step),
-                Ok(None) => self.step_straddler(),
+                Ok(None) => {
+                    let single = self.straddler;
+                    self.step(&single)
+                }
                 Err(stop) => Err(stop),
             };
             step = false;
@@ -115,34 +117,29 @@ impl SoftEngine {
     /// Runs a block, or only its first instruction.
     #[inline(always)]
     fn enter(&mut self, run: Run, left: u64, step: bool) -> Result<(), Stop> {
+        let (len, bytes) = (run.len(), run.bytes());
+        let cpu = &mut self.cpu;
+        if step || len > left || !cpu.within_code_segment(bytes) {
+            // SAFETY: as below.
+            let first = unsafe { Single::first_of(run.ops()) };
+            return self.step(&first);
+        }
         // SAFETY: blocks are dropped only by `drop_written_code` and `decode_block`, neither of
         // which runs before this returns; what was dropped is not found.
-        let ops = unsafe { run.ops() };
-        let (len, bytes) = (run.len(), run.bytes());
-        if step || len > left || !self.cpu.within_code_segment(bytes) {
-            let ends = len == 1 && !run.falls_through();
-            return self.step(&ops[0], ends);
+        let result = unsafe { follow(cpu, run.ops()) };
+        if result.is_err() {
+            cpu.rip = cpu.wrap_ip(cpu.rip.wrapping_add(u64::from(cpu.stop_offset)));
+            cpu.count += u64::from(cpu.stop_index);
+        } else {
+            cpu.count += len;
         }
-        let cpu = &mut self.cpu;
-        for op in ops {
-            if let Err(stop) = (op.handler)(cpu, op) {
-                cpu.rip = cpu.ip(op);
-                cpu.count += u64::from(op.index);
-                cpu.note_segment(op);
-                return Err(stop);
-            }
-        }
-        cpu.count += len;
-        if run.falls_through() {
-            cpu.rip = cpu.wrap_ip(cpu.rip.wrapping_add(bytes));
-        }
-        Ok(())
+        result
     }
 
     /// Runs one instruction alone.
-    fn step(&mut self, op: &Op, ends: bool) -> Result<(), Stop> {
+    fn step(&mut self, single: &Single) -> Result<(), Stop> {
         let cpu = &mut self.cpu;
-        if !cpu.within_code_segment(u64::from(op.len)) {
+        if !cpu.within_code_segment(single.len()) {
             return Err(cpu.raise_gp(0));
         }
         let shadow = cpu.interrupt_shadow;
@@ -153,18 +150,12 @@ impl SoftEngine {
         cpu.trap_suppressed = false;
         cpu.external.restart();
         cpu.stepping = true;
-        let result = (op.handler)(cpu, op);
+        let result = single.run(cpu);
         cpu.stepping = false;
-        if let Err(stop) = result {
-            cpu.note_segment(op);
-            return Err(stop);
-        }
+        result?;
         self.pending = None;
         cpu.external.finish();
         cpu.count += 1;
-        if !ends {
-            cpu.advance(op);
-        }
         if shadow {
             cpu.interrupt_shadow = false;
             cpu.attention &= !attention::SHADOW;
@@ -265,13 +256,6 @@ impl SoftEngine {
         }
     }
 
-    fn step_straddler(&mut self) -> Result<(), Stop> {
-        match self.straddler {
-            Some((op, ends)) => self.step(&op, ends),
-            None => Ok(()),
-        }
-    }
-
     /// The block at CS:RIP, or None: the straddling instruction.
     #[inline(always)]
     fn next(&mut self) -> Result<Option<Run>, Stop> {
@@ -317,22 +301,23 @@ impl SoftEngine {
         let room = (0x1000 - (gpa & 0xfff)) as usize;
         let code = &mut buf[..room.min(MAX_OPS * 15)];
         self.cpu.phys.read_code(gpa, code);
-        let (mut ops, mut at, mut falls_through) = (Vec::<Op>::new(), 0, true);
-        while ops.len() < MAX_OPS {
+        let (mut ops, mut len, mut at) = (Vec::new(), 0, 0);
+        while usize::from(len) < MAX_OPS {
             let Ok(mut decoded) = decode(&code[at..], mode, at as u16, &mut self.cpu.native) else {
                 break;
             };
-            decoded.op.index = ops.len() as u8;
+            decoded.op.index = len;
+            len += 1;
             at += usize::from(decoded.op.len);
-            ops.push(decoded.op);
-            if decoded.ends {
-                falls_through = false;
+            push_op(&mut ops, decoded.op, decoded.code);
+            if decoded.code.ends() {
                 break;
             }
         }
-        if ops.is_empty() {
+        if len == 0 {
             return None;
         }
+        push_end(&mut ops, at as u16);
         if self.blocks.is_full() {
             for page in self.blocks.clear() {
                 self.cpu.phys.unmark_code(page << 12);
@@ -344,7 +329,7 @@ impl SoftEngine {
             ops: ops.into_boxed_slice(),
             gpa,
             bytes: at as u16,
-            falls_through,
+            len,
         };
         Some(self.blocks.insert(block, mode))
     }
@@ -363,7 +348,7 @@ impl SoftEngine {
         }
         match decode(&bytes, cpu.code_mode, 0, &mut cpu.native) {
             Ok(d) => {
-                self.straddler = Some((d.op, d.ends));
+                self.straddler = Single::of(d.op, d.code);
                 Ok(())
             }
             Err(DecodeError::TooLong | DecodeError::NeedMore) => Err(cpu.raise_gp(0)),

@@ -7,23 +7,27 @@ use crate::stop::Stop;
 ///
 /// Within a block `cpu.rip` is the IP of the block's first instruction and `cpu.count` the count
 /// at its begin; an instruction's own are [`Cpu::ip`], [`Cpu::next_ip`], [`Cpu::count_before`].
-/// An op that ends its block (`Decoding::ends`) must set `cpu.rip` itself, to the target or by
+/// An op that ends its block (`Decoding::ends`, `chain::ending`) must set `cpu.rip` itself, to the target or by
 /// [`Cpu::advance`]; other ops must leave it alone. Whatever changes control flow, mode, privilege,
 /// translation, IF, TF, or may make an exit, must end its block.
 pub type Handler = fn(&mut Cpu, &Op) -> Result<(), Stop>;
+
+/// Executes an instruction and those behind it in its block (see `chain`): `Op::run`. To be called
+/// only with a pointer into a block's ops.
+pub type Chain = unsafe fn(&mut Cpu, *const Op) -> Result<(), Stop>;
 
 /// "No register": its slot in `cpu.gpr` is always 0.
 pub const NONE: u8 = 16;
 
 /// A decoded instruction, 32 bytes. What `dst`, `src`, `imm` and `extra` mean is the handler's
-/// business.
+/// business. (One with a plain handler takes two; see `chain`.)
 ///
 /// Register operands are numbers 0 to 15 (indices into `cpu.gpr`); as a byte operand AH, CH, DH, BH
 /// are 0x20 to 0x23.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Op {
-    pub handler: Handler,
+    pub run: Chain,
     /// Immediate, sign-extended to 64 bits; or the absolute 64-bit offset of a MOFFS form; or a
     /// branch displacement.
     pub imm: u64,

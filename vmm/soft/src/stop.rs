@@ -92,11 +92,6 @@ impl Cpu {
         self.raise(vector::GP, Some(error))
     }
 
-    /// Keeps what a stop of `op` needs to be told apart later.
-    pub fn note_segment(&mut self, op: &crate::op::Op) {
-        self.stop_segment = op.seg;
-    }
-
     /// Stops for another reason.
     #[cold]
     pub fn stop_for(&mut self, reason: StopReason) -> Stop {

@@ -5,14 +5,15 @@ use iced_x86::Mnemonic;
 use super::pick::{addressed, sized};
 use crate::alu::Arith;
 use crate::alu::{Adc, Add, And, Binary, Cmp, Dec, Inc, Neg, Not, Or, Sbb, Sub, Test, Unary, Xor};
+use crate::chain::{Link, chained};
 use crate::cpu::Cpu;
 use crate::decode::Decoding;
 use crate::ea::Address;
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::Stop;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match d.ins.mnemonic() {
         Mnemonic::Add => binary::<Add>(d),
         Mnemonic::Or => binary::<Or>(d),
@@ -31,30 +32,30 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
     })
 }
 
-fn binary<O: Binary>(d: &mut Decoding) -> Handler {
+fn binary<O: Binary>(d: &mut Decoding) -> Link {
     let width = d.width(0);
     match (d.is_register(0), d.is_register(1), d.is_memory(1)) {
         (true, true, _) => {
             d.op.dst = d.reg(0);
             d.op.src = d.reg(1);
-            sized!(width, T => r_r::<T, O>)
+            sized!(width, T => chained(r_r::<T, O>))
         }
         (true, false, true) => {
             d.op.dst = d.reg(0);
-            sized!(width, T => addressed!(d, A => r_m::<T, A, O>))
+            sized!(width, T => addressed!(d, A => chained(r_m::<T, A, O>)))
         }
         (true, false, false) => {
             d.op.dst = d.reg(0);
             d.op.imm = d.immediate(1);
-            sized!(width, T => r_i::<T, O>)
+            sized!(width, T => chained(r_i::<T, O>))
         }
         (false, true, _) => {
             d.op.src = d.reg(1);
-            sized!(width, T => addressed!(d, A => m_r::<T, A, O>))
+            sized!(width, T => addressed!(d, A => chained(m_r::<T, A, O>)))
         }
         (false, false, _) => {
             d.op.imm = d.immediate(1);
-            sized!(width, T => addressed!(d, A => m_i::<T, A, O>))
+            sized!(width, T => addressed!(d, A => chained(m_i::<T, A, O>)))
         }
     }
 }
@@ -112,13 +113,13 @@ fn with_memory<T: Arith, A: Address, O: Binary>(cpu: &mut Cpu, op: &Op, b: T) ->
     Ok(())
 }
 
-fn unary<O: Unary>(d: &mut Decoding) -> Handler {
+fn unary<O: Unary>(d: &mut Decoding) -> Link {
     let width = d.width(0);
     if d.is_register(0) {
         d.op.dst = d.reg(0);
-        return sized!(width, T => unary_r::<T, O>);
+        return sized!(width, T => chained(unary_r::<T, O>));
     }
-    sized!(width, T => addressed!(d, A => unary_m::<T, A, O>))
+    sized!(width, T => addressed!(d, A => chained(unary_m::<T, A, O>)))
 }
 
 fn unary_r<T: Arith, O: Unary>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {

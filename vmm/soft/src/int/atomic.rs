@@ -5,37 +5,38 @@ use iced_x86::Mnemonic;
 
 use super::pick::{addressed, sized};
 use crate::alu::Arith;
+use crate::chain::{Link, chained};
 use crate::cpu::{Cpu, reg};
 use crate::decode::Decoding;
 use crate::ea::Address;
 use crate::flags::ZF;
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::Stop;
 use crate::width::Int;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match d.ins.mnemonic() {
         Mnemonic::Cmpxchg => {
             let width = d.width(0);
             d.op.src = d.reg(1);
             if d.is_register(0) {
                 d.op.dst = d.reg(0);
-                return Some(sized!(width, T => cmpxchg_r::<T>));
+                return Some(sized!(width, T => chained(cmpxchg_r::<T>)));
             }
-            sized!(width, T => addressed!(d, A => cmpxchg_m::<T, A>))
+            sized!(width, T => addressed!(d, A => chained(cmpxchg_m::<T, A>)))
         }
         Mnemonic::Xadd => {
             let width = d.width(0);
             d.op.src = d.reg(1);
             if d.is_register(0) {
                 d.op.dst = d.reg(0);
-                return Some(sized!(width, T => xadd_r::<T>));
+                return Some(sized!(width, T => chained(xadd_r::<T>)));
             }
-            sized!(width, T => addressed!(d, A => xadd_m::<T, A>))
+            sized!(width, T => addressed!(d, A => chained(xadd_m::<T, A>)))
         }
-        Mnemonic::Cmpxchg8b => addressed!(d, A => cmpxchg8b::<A>),
-        Mnemonic::Cmpxchg16b => addressed!(d, A => cmpxchg16b::<A>),
+        Mnemonic::Cmpxchg8b => addressed!(d, A => chained(cmpxchg8b::<A>)),
+        Mnemonic::Cmpxchg16b => addressed!(d, A => chained(cmpxchg16b::<A>)),
         _ => return None,
     })
 }

@@ -4,16 +4,17 @@ use iced_x86::{Mnemonic, OpKind};
 
 use super::pick::{addressed, sized, sized_word};
 use crate::alu::Arith;
+use crate::chain::{Link, chained};
 use crate::cpu::Cpu;
 use crate::decode::Decoding;
 use crate::ea::{Address, truncate};
 use crate::flags::{CF, STATUS, ZF};
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::Stop;
 use crate::width::Int;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match d.ins.mnemonic() {
         Mnemonic::Bt => test::<Bt>(d),
         Mnemonic::Bts => test::<Bts>(d),
@@ -66,7 +67,7 @@ impl BitOp for Btc {
     }
 }
 
-fn test<O: BitOp>(d: &mut Decoding) -> Handler {
+fn test<O: BitOp>(d: &mut Decoding) -> Link {
     let width = d.width(0);
     let by_register = d.ins.op_kind(1) == OpKind::Register;
     if by_register {
@@ -77,13 +78,13 @@ fn test<O: BitOp>(d: &mut Decoding) -> Handler {
     if d.is_register(0) {
         d.op.dst = d.reg(0);
         return match by_register {
-            true => sized_word!(width, T => test_r_r::<T, O>),
-            false => sized_word!(width, T => test_r_i::<T, O>),
+            true => sized_word!(width, T => chained(test_r_r::<T, O>)),
+            false => sized_word!(width, T => chained(test_r_i::<T, O>)),
         };
     }
     match by_register {
-        true => sized_word!(width, T => test_m_r::<T, O>),
-        false => sized_word!(width, T => addressed!(d, A => test_m_i::<T, A, O>)),
+        true => sized_word!(width, T => chained(test_m_r::<T, O>)),
+        false => sized_word!(width, T => addressed!(d, A => chained(test_m_i::<T, A, O>))),
     }
 }
 
@@ -160,14 +161,14 @@ trait Scan: 'static {
     fn run<T: Arith>(cpu: &mut Cpu, op: &Op, v: T);
 }
 
-fn scan<O: Scan>(d: &mut Decoding) -> Handler {
+fn scan<O: Scan>(d: &mut Decoding) -> Link {
     let width = d.width(0);
     d.op.dst = d.reg(0);
     if d.is_register(1) {
         d.op.src = d.reg(1);
-        return sized_word!(width, T => scan_r::<T, O>);
+        return sized_word!(width, T => chained(scan_r::<T, O>));
     }
-    sized_word!(width, T => addressed!(d, A => scan_m::<T, A, O>))
+    sized_word!(width, T => addressed!(d, A => chained(scan_m::<T, A, O>)))
 }
 
 fn scan_r<T: Arith, O: Scan>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
@@ -219,15 +220,15 @@ impl Scan for Popcnt {
 }
 
 /// CRC-32C of one source operand (SDM vol. 2, CRC32). `extra`: the destination has 8 bytes.
-fn crc32(d: &mut Decoding) -> Handler {
+fn crc32(d: &mut Decoding) -> Link {
     d.op.dst = d.reg(0);
     d.op.extra = d.width(0) as u8;
     let width = d.width(1);
     if d.is_register(1) {
         d.op.src = d.reg(1);
-        return sized!(width, T => crc_r::<T>);
+        return sized!(width, T => chained(crc_r::<T>));
     }
-    sized!(width, T => addressed!(d, A => crc_m::<T, A>))
+    sized!(width, T => addressed!(d, A => chained(crc_m::<T, A>)))
 }
 
 fn crc_r<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {

@@ -4,27 +4,28 @@ use iced_x86::{Code, Mnemonic};
 
 use super::cond::{by_condition, code, holds};
 use super::pick::{addressed, sized_word};
+use crate::chain::{Link, ending};
 use crate::cpu::{CodeMode, Cpu, reg, seg};
 use crate::decode::Decoding;
 use crate::ea::{Address, truncate};
 use crate::flags::ZF;
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::Stop;
 use crate::width::Int;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     let ins = d.ins;
     let long = d.mode == CodeMode::Bits64;
-    let handler: Handler = if ins.is_jcc_short_or_near() {
+    let link = if ins.is_jcc_short_or_near() {
         relative(d);
-        by_condition!(code(d), C => if long { jcc_64::<C> } else { jcc::<C> })
+        by_condition!(code(d), C => if long { ending(jcc_64::<C>) } else { ending(jcc::<C>) })
     } else if ins.is_jmp_short_or_near() {
         relative(d);
-        if long { jmp_64 } else { jmp }
+        if long { ending(jmp_64) } else { ending(jmp) }
     } else if ins.is_call_near() {
         relative(d);
-        if long { call_64 } else { call }
+        if long { ending(call_64) } else { ending(call) }
     } else if ins.is_jmp_near_indirect() {
         indirect(d, false)
     } else if ins.is_call_near_indirect() {
@@ -35,20 +36,19 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
             Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => {
                 relative(d);
                 match ins.mnemonic() {
-                    Mnemonic::Loop => loop_any,
-                    Mnemonic::Loope => loop_flag::<true>,
-                    _ => loop_flag::<false>,
+                    Mnemonic::Loop => ending(loop_any),
+                    Mnemonic::Loope => ending(loop_flag::<true>),
+                    _ => ending(loop_flag::<false>),
                 }
             }
             Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => {
                 relative(d);
-                jcxz
+                ending(jcxz)
             }
             _ => return None,
         }
     };
-    d.ends = true;
-    Some(handler)
+    Some(link)
 }
 
 /// Puts the target, as an offset from the start of the block, into `imm`; the size to which it is
@@ -161,19 +161,19 @@ fn call(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-fn indirect(d: &mut Decoding, call: bool) -> Handler {
+fn indirect(d: &mut Decoding, call: bool) -> Link {
     let width = d.width(0);
     d.op.extra = width as u8;
     if d.is_register(0) {
         d.op.src = d.reg(0);
         return match (width, call) {
-            (8, false) => jmp_r64,
-            (8, true) => call_r64,
-            (_, false) => sized_word!(width, T => jmp_r::<T>),
-            (_, true) => sized_word!(width, T => call_r::<T>),
+            (8, false) => ending(jmp_r64),
+            (8, true) => ending(call_r64),
+            (_, false) => sized_word!(width, T => ending(jmp_r::<T>)),
+            (_, true) => sized_word!(width, T => ending(call_r::<T>)),
         };
     }
-    sized_word!(width, T => addressed!(d, A => if call { call_m::<T, A> } else { jmp_m::<T, A> }))
+    sized_word!(width, T => addressed!(d, A => if call { ending(call_m::<T, A>) } else { ending(jmp_m::<T, A>) }))
 }
 
 fn jmp_r64(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
@@ -239,7 +239,7 @@ fn call_m<T: Int, A: Address>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     call_to::<T>(cpu, op, target)
 }
 
-fn ret(d: &mut Decoding) -> Handler {
+fn ret(d: &mut Decoding) -> Link {
     d.op.extra = match d.ins.code() {
         Code::Retnw | Code::Retnw_imm16 => 2,
         Code::Retnd | Code::Retnd_imm16 => 4,
@@ -248,7 +248,11 @@ fn ret(d: &mut Decoding) -> Handler {
     if d.ins.op_count() == 1 {
         d.op.imm = d.immediate(0);
     }
-    if d.op.extra == 8 { ret_64 } else { ret_any }
+    if d.op.extra == 8 {
+        ending(ret_64)
+    } else {
+        ending(ret_any)
+    }
 }
 
 fn ret_64(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {

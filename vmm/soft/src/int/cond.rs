@@ -3,11 +3,12 @@
 use iced_x86::{ConditionCode, Mnemonic};
 
 use super::pick::{addressed, sized_word};
+use crate::chain::{Link, chained};
 use crate::cpu::Cpu;
 use crate::decode::Decoding;
 use crate::ea::Address;
 use crate::flags::{CF, OF, PF, SF, ZF};
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::Stop;
 use crate::width::Int;
@@ -65,7 +66,7 @@ macro_rules! by_condition {
 }
 pub(crate) use by_condition;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     use Mnemonic as M;
     let cc = code(d);
     Some(match d.ins.mnemonic() {
@@ -87,9 +88,9 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
         | M::Setg => {
             if d.is_register(0) {
                 d.op.dst = d.reg(0);
-                return Some(by_condition!(cc, C => set_r::<C>));
+                return Some(by_condition!(cc, C => chained(set_r::<C>)));
             }
-            by_condition!(cc, C => addressed!(d, A => set_m::<C, A>))
+            by_condition!(cc, C => addressed!(d, A => chained(set_m::<C, A>)))
         }
         M::Cmovo
         | M::Cmovno
@@ -111,9 +112,11 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
             let width = d.width(0);
             if d.is_register(1) {
                 d.op.src = d.reg(1);
-                return Some(by_condition!(cc, C => sized_word!(width, T => cmov_r::<C, T>)));
+                return Some(
+                    by_condition!(cc, C => sized_word!(width, T => chained(cmov_r::<C, T>))),
+                );
             }
-            by_condition!(cc, C => sized_word!(width, T => addressed!(d, A => cmov_m::<C, T, A>)))
+            by_condition!(cc, C => sized_word!(width, T => addressed!(d, A => chained(cmov_m::<C, T, A>))))
         }
         _ => return None,
     })

@@ -7,31 +7,32 @@ use iced_x86::Mnemonic;
 
 use super::pick::sized_word;
 use crate::alu::Arith;
+use crate::chain::{Link, chained};
 use crate::cpu::{Cpu, reg};
 use crate::decode::Decoding;
 use crate::flags::{AF, CF};
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::{Stop, vector};
 use crate::width::Int;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match d.ins.mnemonic() {
-        Mnemonic::Aaa => ascii_adjust::<false>,
-        Mnemonic::Aas => ascii_adjust::<true>,
-        Mnemonic::Daa => decimal_adjust::<false>,
-        Mnemonic::Das => decimal_adjust::<true>,
+        Mnemonic::Aaa => chained(ascii_adjust::<false>),
+        Mnemonic::Aas => chained(ascii_adjust::<true>),
+        Mnemonic::Daa => chained(decimal_adjust::<false>),
+        Mnemonic::Das => chained(decimal_adjust::<true>),
         Mnemonic::Aam => {
             d.op.imm = d.immediate(0) & 0xff;
-            aam
+            chained(aam)
         }
         Mnemonic::Aad => {
             d.op.imm = d.immediate(0) & 0xff;
-            aad
+            chained(aad)
         }
         Mnemonic::Bound => {
             d.op.dst = d.reg(0);
-            sized_word!(d.width(0), T => bound::<T>)
+            sized_word!(d.width(0), T => chained(bound::<T>))
         }
         _ => return None,
     })

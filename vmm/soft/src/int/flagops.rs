@@ -2,23 +2,24 @@
 
 use iced_x86::Mnemonic;
 
+use crate::chain::{Link, chained, ending};
 use crate::cpu::{Cpu, reg};
 use crate::decode::Decoding;
 use crate::flags::{AF, CF, DF, OF, PF, SF, STATUS, ZF};
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::stop::Stop;
 use crate::width::Int;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match d.ins.mnemonic() {
-        Mnemonic::Clc => clc,
-        Mnemonic::Stc => stc,
-        Mnemonic::Cmc => cmc,
-        Mnemonic::Cld => cld,
-        Mnemonic::Std => std,
-        Mnemonic::Lahf => lahf,
-        Mnemonic::Sahf => sahf,
-        Mnemonic::Salc => salc,
+        Mnemonic::Clc => chained(clc),
+        Mnemonic::Stc => chained(stc),
+        Mnemonic::Cmc => chained(cmc),
+        Mnemonic::Cld => chained(cld),
+        Mnemonic::Std => chained(std),
+        Mnemonic::Lahf => chained(lahf),
+        Mnemonic::Sahf => chained(sahf),
+        Mnemonic::Salc => chained(salc),
         // Hint space: what later processors gave a meaning there acts as NOP on this one.
         Mnemonic::Nop
         | Mnemonic::Reservednop
@@ -26,11 +27,8 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
         | Mnemonic::Endbr32
         | Mnemonic::Endbr64
         | Mnemonic::Rdsspd
-        | Mnemonic::Rdsspq => nop,
-        Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => {
-            d.ends = true;
-            crate::decode::ud
-        }
+        | Mnemonic::Rdsspq => chained(nop),
+        Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => ending(crate::decode::ud),
         _ => return None,
     })
 }

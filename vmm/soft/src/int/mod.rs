@@ -14,11 +14,11 @@ mod shift;
 mod stack;
 mod string;
 
+use crate::chain::Link;
 use crate::decode::Decoding;
-use crate::op::Handler;
 
-/// The handler of an integer instruction, or None if it is not one.
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+/// The code of an integer instruction, or None if it is not one.
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     mov::decode(d)
         .or_else(|| arith::decode(d))
         .or_else(|| branch::decode(d))

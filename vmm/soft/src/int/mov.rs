@@ -3,15 +3,16 @@
 use iced_x86::{Code, Mnemonic, OpKind};
 
 use super::pick::{addressed, sized, sized_word};
+use crate::chain::{Link, chained};
 use crate::cpu::{Cpu, reg};
 use crate::decode::Decoding;
 use crate::ea::{Address, truncate};
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::Stop;
 use crate::width::Int;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match d.ins.mnemonic() {
         Mnemonic::Mov => return mov(d),
         Mnemonic::Movzx => extend(d, false),
@@ -23,21 +24,21 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
         Mnemonic::Xchg => xchg(d),
         Mnemonic::Bswap => {
             d.op.dst = d.reg(0);
-            sized_word!(d.width(0), T => bswap::<T>)
+            sized_word!(d.width(0), T => chained(bswap::<T>))
         }
         Mnemonic::Movbe => movbe(d),
-        Mnemonic::Xlatb => xlat,
-        Mnemonic::Cbw => cbw,
-        Mnemonic::Cwde => cwde,
-        Mnemonic::Cdqe => cdqe,
-        Mnemonic::Cwd => cwd::<u16>,
-        Mnemonic::Cdq => cwd::<u32>,
-        Mnemonic::Cqo => cwd::<u64>,
+        Mnemonic::Xlatb => chained(xlat),
+        Mnemonic::Cbw => chained(cbw),
+        Mnemonic::Cwde => chained(cwde),
+        Mnemonic::Cdqe => chained(cdqe),
+        Mnemonic::Cwd => chained(cwd::<u16>),
+        Mnemonic::Cdq => chained(cwd::<u32>),
+        Mnemonic::Cqo => chained(cwd::<u64>),
         _ => return None,
     })
 }
 
-fn mov(d: &mut Decoding) -> Option<Handler> {
+fn mov(d: &mut Decoding) -> Option<Link> {
     match d.ins.code() {
         // Segment, control and debug registers are system's.
         Code::Mov_rm16_Sreg
@@ -61,14 +62,14 @@ fn mov(d: &mut Decoding) -> Option<Handler> {
         | Code::Mov_EAX_moffs32
         | Code::Mov_RAX_moffs64 => {
             d.op.imm = d.ins.memory_displacement64();
-            return Some(sized!(d.width(0), T => mov_a_offset::<T>));
+            return Some(sized!(d.width(0), T => chained(mov_a_offset::<T>)));
         }
         Code::Mov_moffs8_AL
         | Code::Mov_moffs16_AX
         | Code::Mov_moffs32_EAX
         | Code::Mov_moffs64_RAX => {
             d.op.imm = d.ins.memory_displacement64();
-            return Some(sized!(d.width(0), T => mov_offset_a::<T>));
+            return Some(sized!(d.width(0), T => chained(mov_offset_a::<T>)));
         }
         _ => {}
     }
@@ -77,24 +78,24 @@ fn mov(d: &mut Decoding) -> Option<Handler> {
         (true, OpKind::Register) => {
             d.op.dst = d.reg(0);
             d.op.src = d.reg(1);
-            sized!(width, T => r_r::<T>)
+            sized!(width, T => chained(r_r::<T>))
         }
         (true, OpKind::Memory) => {
             d.op.dst = d.reg(0);
-            sized!(width, T => addressed!(d, A => r_m::<T, A>))
+            sized!(width, T => addressed!(d, A => chained(r_m::<T, A>)))
         }
         (true, _) => {
             d.op.dst = d.reg(0);
             d.op.imm = d.immediate(1);
-            sized!(width, T => r_i::<T>)
+            sized!(width, T => chained(r_i::<T>))
         }
         (false, OpKind::Register) => {
             d.op.src = d.reg(1);
-            sized!(width, T => addressed!(d, A => m_r::<T, A>))
+            sized!(width, T => addressed!(d, A => chained(m_r::<T, A>)))
         }
         (false, _) => {
             d.op.imm = d.immediate(1);
-            sized!(width, T => addressed!(d, A => m_i::<T, A>))
+            sized!(width, T => addressed!(d, A => chained(m_i::<T, A>)))
         }
     })
 }
@@ -139,21 +140,21 @@ fn mov_offset_a<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.store(linear, T::get(&cpu.gpr, reg::RAX))
 }
 
-fn extend(d: &mut Decoding, signed: bool) -> Handler {
+fn extend(d: &mut Decoding, signed: bool) -> Link {
     let (to, from) = (d.width(0), d.width(1));
     d.op.dst = d.reg(0);
     if d.is_register(1) {
         d.op.src = d.reg(1);
         return sized_word!(to, T => match from {
-            1 => if signed { sx_r::<T, u8> } else { zx_r::<T, u8> },
-            2 => if signed { sx_r::<T, u16> } else { zx_r::<T, u16> },
-            _ => if signed { sx_r::<T, u32> } else { zx_r::<T, u32> },
+            1 => if signed { chained(sx_r::<T, u8>) } else { chained(zx_r::<T, u8>) },
+            2 => if signed { chained(sx_r::<T, u16>) } else { chained(zx_r::<T, u16>) },
+            _ => if signed { chained(sx_r::<T, u32>) } else { chained(zx_r::<T, u32>) },
         });
     }
     sized_word!(to, T => addressed!(d, A => match from {
-        1 => if signed { sx_m::<T, u8, A> } else { zx_m::<T, u8, A> },
-        2 => if signed { sx_m::<T, u16, A> } else { zx_m::<T, u16, A> },
-        _ => if signed { sx_m::<T, u32, A> } else { zx_m::<T, u32, A> },
+        1 => if signed { chained(sx_m::<T, u8, A>) } else { chained(zx_m::<T, u8, A>) },
+        2 => if signed { chained(sx_m::<T, u16, A>) } else { chained(zx_m::<T, u16, A>) },
+        _ => if signed { chained(sx_m::<T, u32, A>) } else { chained(zx_m::<T, u32, A>) },
     }))
 }
 
@@ -183,13 +184,13 @@ fn sx_m<T: Int, F: Int, A: Address>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> 
     Ok(())
 }
 
-fn lea(d: &mut Decoding) -> Handler {
+fn lea(d: &mut Decoding) -> Link {
     let plain = d.op.address_size() == 8;
     let rip = d.op.base == crate::op::BASE_RIP;
     match d.width(0) {
-        8 if plain && !rip => lea_64,
-        4 if plain && !rip => lea_32,
-        width => sized_word!(width, T => lea_any::<T>),
+        8 if plain && !rip => chained(lea_64),
+        4 if plain && !rip => chained(lea_32),
+        width => sized_word!(width, T => chained(lea_any::<T>)),
     }
 }
 
@@ -218,15 +219,15 @@ fn lea_any<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-fn xchg(d: &mut Decoding) -> Handler {
+fn xchg(d: &mut Decoding) -> Link {
     let width = d.width(0);
     if d.is_register(0) && d.is_register(1) {
         d.op.dst = d.reg(0);
         d.op.src = d.reg(1);
-        return sized!(width, T => xchg_r::<T>);
+        return sized!(width, T => chained(xchg_r::<T>));
     }
     d.op.src = if d.is_register(0) { d.reg(0) } else { d.reg(1) };
-    sized!(width, T => addressed!(d, A => xchg_m::<T, A>))
+    sized!(width, T => addressed!(d, A => chained(xchg_m::<T, A>)))
 }
 
 fn xchg_r<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
@@ -257,14 +258,14 @@ fn bswap<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-fn movbe(d: &mut Decoding) -> Handler {
+fn movbe(d: &mut Decoding) -> Link {
     let width = d.width(0);
     if d.is_register(0) {
         d.op.dst = d.reg(0);
-        return sized_word!(width, T => addressed!(d, A => movbe_r::<T, A>));
+        return sized_word!(width, T => addressed!(d, A => chained(movbe_r::<T, A>)));
     }
     d.op.src = d.reg(1);
-    sized_word!(width, T => addressed!(d, A => movbe_m::<T, A>))
+    sized_word!(width, T => addressed!(d, A => chained(movbe_m::<T, A>)))
 }
 
 fn movbe_r<T: Int, A: Address>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {

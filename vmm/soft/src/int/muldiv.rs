@@ -7,15 +7,16 @@ use iced_x86::{Mnemonic, OpKind};
 
 use super::pick::{addressed, sized, sized_word};
 use crate::alu::{Arith, flags_with};
+use crate::chain::{Link, chained};
 use crate::cpu::{Cpu, reg};
 use crate::decode::Decoding;
 use crate::ea::Address;
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::{Stop, vector};
 use crate::width::Int;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match (d.ins.mnemonic(), d.ins.op_count()) {
         (Mnemonic::Mul, _) => wide::<Mul>(d),
         (Mnemonic::Imul, 1) => wide::<Imul>(d),
@@ -31,13 +32,13 @@ trait Wide: 'static {
     fn run<T: Arith>(cpu: &mut Cpu, b: T) -> Result<(), Stop>;
 }
 
-fn wide<O: Wide>(d: &mut Decoding) -> Handler {
+fn wide<O: Wide>(d: &mut Decoding) -> Link {
     let width = d.width(0);
     if d.is_register(0) {
         d.op.src = d.reg(0);
-        return sized!(width, T => wide_r::<T, O>);
+        return sized!(width, T => chained(wide_r::<T, O>));
     }
-    sized!(width, T => addressed!(d, A => wide_m::<T, A, O>))
+    sized!(width, T => addressed!(d, A => chained(wide_m::<T, A, O>)))
 }
 
 fn wide_r<T: Arith, O: Wide>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
@@ -148,7 +149,7 @@ impl Wide for Idiv {
 }
 
 /// IMUL with two or three operands.
-fn imul(d: &mut Decoding) -> Handler {
+fn imul(d: &mut Decoding) -> Link {
     let width = d.width(0);
     d.op.dst = d.reg(0);
     let three = d.ins.op_count() == 3 && d.ins.op_kind(2) != OpKind::Register;
@@ -158,13 +159,13 @@ fn imul(d: &mut Decoding) -> Handler {
     if d.is_register(1) {
         d.op.src = d.reg(1);
         return match three {
-            true => sized_word!(width, T => imul_r_i::<T>),
-            false => sized_word!(width, T => imul_r::<T>),
+            true => sized_word!(width, T => chained(imul_r_i::<T>)),
+            false => sized_word!(width, T => chained(imul_r::<T>)),
         };
     }
     match three {
-        true => sized_word!(width, T => addressed!(d, A => imul_m_i::<T, A>)),
-        false => sized_word!(width, T => addressed!(d, A => imul_m::<T, A>)),
+        true => sized_word!(width, T => addressed!(d, A => chained(imul_m_i::<T, A>))),
+        false => sized_word!(width, T => addressed!(d, A => chained(imul_m::<T, A>))),
     }
 }
 

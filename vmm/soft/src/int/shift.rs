@@ -4,15 +4,16 @@ use iced_x86::{Mnemonic, OpKind};
 
 use super::pick::{addressed, sized, sized_word};
 use crate::alu::{Arith, Rcl, Rcr, Rol, Ror, Sar, Shift, Shl, Shr, flags_with};
+use crate::chain::{Link, chained};
 use crate::cpu::{Cpu, reg};
 use crate::decode::Decoding;
 use crate::ea::Address;
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::Stop;
 use crate::width::Int;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match d.ins.mnemonic() {
         Mnemonic::Shl | Mnemonic::Sal => pick::<Shl>(d),
         Mnemonic::Shr => pick::<Shr>(d),
@@ -28,7 +29,7 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
 }
 
 /// `imm`: the count, or `src`: CL, chosen by the handler.
-fn pick<S: Shift>(d: &mut Decoding) -> Handler {
+fn pick<S: Shift>(d: &mut Decoding) -> Link {
     let width = d.width(0);
     let by_cl = d.ins.op_kind(1) == OpKind::Register;
     if !by_cl {
@@ -38,13 +39,13 @@ fn pick<S: Shift>(d: &mut Decoding) -> Handler {
     if d.is_register(0) {
         d.op.dst = d.reg(0);
         return match by_cl {
-            true => sized!(width, T => r_cl::<T, S>),
-            false => sized!(width, T => r_i::<T, S>),
+            true => sized!(width, T => chained(r_cl::<T, S>)),
+            false => sized!(width, T => chained(r_i::<T, S>)),
         };
     }
     match by_cl {
-        true => sized!(width, T => addressed!(d, A => m_cl::<T, A, S>)),
-        false => sized!(width, T => addressed!(d, A => m_i::<T, A, S>)),
+        true => sized!(width, T => addressed!(d, A => chained(m_cl::<T, A, S>))),
+        false => sized!(width, T => addressed!(d, A => chained(m_i::<T, A, S>))),
     }
 }
 
@@ -100,7 +101,7 @@ fn memory<T: Arith, A: Address, S: Shift>(cpu: &mut Cpu, op: &Op, count: u32) ->
 }
 
 /// SHLD (`LEFT`) and SHRD. `extra`: the count is in CL.
-fn double<const LEFT: bool>(d: &mut Decoding) -> Handler {
+fn double<const LEFT: bool>(d: &mut Decoding) -> Link {
     let width = d.width(0);
     d.op.src = d.reg(1);
     if d.ins.op_kind(2) == OpKind::Register {
@@ -110,9 +111,9 @@ fn double<const LEFT: bool>(d: &mut Decoding) -> Handler {
     }
     if d.is_register(0) {
         d.op.dst = d.reg(0);
-        return sized_word!(width, T => double_r::<T, LEFT>);
+        return sized_word!(width, T => chained(double_r::<T, LEFT>));
     }
-    sized_word!(width, T => addressed!(d, A => double_m::<T, A, LEFT>))
+    sized_word!(width, T => addressed!(d, A => chained(double_m::<T, A, LEFT>)))
 }
 
 fn double_count<T: Int>(cpu: &Cpu, op: &Op) -> u32 {

@@ -4,10 +4,11 @@ use iced_x86::{Code, Mnemonic, OpKind, Register};
 
 use super::pick::addressed;
 use super::pick::sized_word;
+use crate::chain::{Link, chained};
 use crate::cpu::{CodeMode, Cpu, reg, seg};
 use crate::decode::{Decoding, segment};
 use crate::ea::{Address, truncate};
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::{Stop, StopReason, vector};
 use crate::width::Int;
@@ -127,14 +128,14 @@ impl Cpu {
     }
 }
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     Some(match d.ins.mnemonic() {
         Mnemonic::Push => push(d),
         Mnemonic::Pop => return pop(d),
-        Mnemonic::Pusha => sized_extra(d, 2, pusha),
-        Mnemonic::Pushad => sized_extra(d, 4, pusha),
-        Mnemonic::Popa => sized_extra(d, 2, popa),
-        Mnemonic::Popad => sized_extra(d, 4, popa),
+        Mnemonic::Pusha => sized_extra(d, 2, chained(pusha)),
+        Mnemonic::Pushad => sized_extra(d, 4, chained(pusha)),
+        Mnemonic::Popa => sized_extra(d, 2, chained(popa)),
+        Mnemonic::Popad => sized_extra(d, 4, chained(popa)),
         Mnemonic::Enter => {
             let size = match d.ins.code() {
                 Code::Enterw_imm16_imm8 => 2,
@@ -142,20 +143,20 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
                 _ => 8,
             };
             d.op.imm = d.immediate(0) & 0xffff | (d.immediate(1) & 31) << 16;
-            sized_extra(d, size, enter)
+            sized_extra(d, size, chained(enter))
         }
         Mnemonic::Leave => match d.ins.code() {
-            Code::Leavew => sized_extra(d, 2, leave),
-            Code::Leaved => sized_extra(d, 4, leave),
-            _ => sized_extra(d, 8, leave),
+            Code::Leavew => sized_extra(d, 2, chained(leave)),
+            Code::Leaved => sized_extra(d, 4, chained(leave)),
+            _ => sized_extra(d, 8, chained(leave)),
         },
         _ => return None,
     })
 }
 
-fn sized_extra(d: &mut Decoding, size: u8, handler: Handler) -> Handler {
+fn sized_extra(d: &mut Decoding, size: u8, link: Link) -> Link {
     d.op.extra = size;
-    handler
+    link
 }
 
 /// How many bytes a PUSH or POP moves: iced knows it as the change of the stack pointer.
@@ -163,29 +164,29 @@ fn stack_bytes(d: &Decoding) -> u8 {
     d.ins.stack_pointer_increment().unsigned_abs() as u8
 }
 
-fn push(d: &mut Decoding) -> Handler {
+fn push(d: &mut Decoding) -> Link {
     let size = stack_bytes(d);
     d.op.extra = size;
     match d.ins.op_kind(0) {
         OpKind::Register if d.ins.op_register(0).is_segment_register() => {
             d.op.src = segment(d.ins.op_register(0));
-            push_segment
+            chained(push_segment)
         }
         OpKind::Register => {
             d.op.src = d.reg(0);
             if d.mode == CodeMode::Bits64 && size == 8 {
-                push_r64
+                chained(push_r64)
             } else {
-                push_r
+                chained(push_r)
             }
         }
-        OpKind::Memory => sized_word!(size, T => addressed!(d, A => push_m::<T, A>)),
+        OpKind::Memory => sized_word!(size, T => addressed!(d, A => chained(push_m::<T, A>))),
         _ => {
             d.op.imm = d.immediate(0);
             if d.mode == CodeMode::Bits64 && size == 8 {
-                push_i64
+                chained(push_i64)
             } else {
-                push_i
+                chained(push_i)
             }
         }
     }
@@ -225,20 +226,20 @@ fn push_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 
-fn pop(d: &mut Decoding) -> Option<Handler> {
+fn pop(d: &mut Decoding) -> Option<Link> {
     let size = stack_bytes(d);
     d.op.extra = size;
     if d.is_memory(0) {
-        return Some(sized_word!(size, T => addressed!(d, A => pop_m::<T, A>)));
+        return Some(sized_word!(size, T => addressed!(d, A => chained(pop_m::<T, A>))));
     }
     if d.ins.op_register(0).is_segment_register() || d.ins.op_register(0) == Register::None {
         return None;
     }
     d.op.dst = d.reg(0);
     Some(if d.mode == CodeMode::Bits64 && size == 8 {
-        pop_r64
+        chained(pop_r64)
     } else {
-        sized_word!(size, T => pop_r::<T>)
+        sized_word!(size, T => chained(pop_r::<T>))
     })
 }
 

@@ -9,11 +9,12 @@ use iced_x86::Mnemonic;
 
 use super::pick::sized;
 use crate::alu::Arith;
+use crate::chain::{Link, chained, ending};
 use crate::cpu::{CodeMode, Cpu, reg, seg};
 use crate::decode::{Decoding, memory_segment, segment};
 use crate::ea::truncate;
 use crate::flags::{DF, ZF};
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::segments::Access;
 use crate::stop::Stop;
 use crate::width::Int;
@@ -23,13 +24,13 @@ const PLAIN: u8 = 0;
 const REPE: u8 = 1;
 const REPNE: u8 = 2;
 
-pub fn decode(d: &mut Decoding) -> Option<Handler> {
+pub fn decode(d: &mut Decoding) -> Option<Link> {
     // The mnemonics of MOVSD and CMPSD are those of SSE instructions too.
     if !d.ins.is_string_instruction() {
         return None;
     }
     use Mnemonic as M;
-    let (size, compares, handler): (_, _, fn(u8, bool) -> Handler) = match d.ins.mnemonic() {
+    let (size, compares, pick): (_, _, fn(u8, bool) -> Link) = match d.ins.mnemonic() {
         M::Movsb => (1, false, pick::<Movs>),
         M::Movsw => (2, false, pick::<Movs>),
         M::Movsd => (4, false, pick::<Movs>),
@@ -66,14 +67,13 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
         PLAIN
     };
     // REP changes the count by itself, so it must come last.
-    d.ends = d.op.src != PLAIN;
-    Some(handler(size, d.ends))
+    Some(pick(size, d.op.src != PLAIN))
 }
 
-fn pick<O: StringOp>(size: u8, repeated: bool) -> Handler {
+fn pick<O: StringOp>(size: u8, repeated: bool) -> Link {
     match repeated {
-        true => sized!(size, T => repeat::<T, O>),
-        false => sized!(size, T => single::<T, O>),
+        true => sized!(size, T => ending(repeat::<T, O>)),
+        false => sized!(size, T => chained(single::<T, O>)),
     }
 }
 

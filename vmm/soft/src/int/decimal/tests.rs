@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::alu::Arith;
+use crate::chain::Single;
 use crate::cpu::CodeMode;
 use crate::decode::decode;
 use crate::native::NativeCode;
@@ -10,14 +11,14 @@ use crate::phys::Phys;
 /// A CPU that has just computed `ax` with `status` as the flags, and runs one 32-bit instruction.
 fn run(bytes: &[u8], ax: u16, status: u64) -> (u16, u64) {
     let mut native = NativeCode::new().unwrap();
-    let op = decode(bytes, CodeMode::Bits32, 0, &mut native).unwrap().op;
+    let decoded = decode(bytes, CodeMode::Bits32, 0, &mut native).unwrap();
     #[allow(unsafe_code)]
     // SAFETY: no RAM at all.
     let phys = unsafe { Phys::new(Vec::new()) }.unwrap();
     let mut cpu = Cpu::new(phys, native);
     cpu.gpr[0] = u64::from(ax);
     cpu.status = status;
-    assert_eq!((op.handler)(&mut cpu, &op), Ok(()));
+    assert_eq!(Single::of(decoded.op, decoded.code).run(&mut cpu), Ok(()));
     (cpu.gpr[0] as u16, cpu.status)
 }
 
