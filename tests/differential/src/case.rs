@@ -1,13 +1,15 @@
 //! One test case: where things are in its address space, what it starts from, what it leaves.
 //!
 //! The same linear addresses are used by the host process that runs the case natively and by the
-//! guest: one page of code (read, execute), three of data (two read-write, one read-only), one of
+//! guest: two pages of code (read, execute), three of data (two read-write, one read-only), one of
 //! stack, everything else unmapped.
 
 /// Size of a page, in bytes.
 pub const PAGE: usize = 0x1000;
-/// The page of code.
+/// The pages of code.
 pub const CODE: u64 = 0x0100_0000;
+/// Bytes of CODE.
+pub const CODE_SIZE: usize = 2 * PAGE;
 /// Two pages that can be written and one that cannot.
 pub const DATA: u64 = 0x0200_0000;
 /// Bytes of DATA that can be written.
@@ -60,7 +62,7 @@ impl Mode {
     }
 }
 /// Longest sequence, in bytes, with the jump at its end.
-pub const CODE_SIZE: usize = 512;
+pub const SEQUENCE_SIZE: usize = 512;
 
 /// What a case starts from.
 #[derive(Clone, Debug)]
@@ -70,7 +72,12 @@ pub struct Input {
     pub gpr: [u64; 16],
     pub rflags: u64,
     pub fx: [u8; 512],
-    pub code: [u8; CODE_SIZE],
+    /// Not 0: the guest is stopped at positions that follow from this number, and its state saved
+    /// and restored there, which must not show.
+    pub stops: u64,
+    /// Where the code begins, from CODE on. What does not fit behind it is not there.
+    pub code_at: u64,
+    pub code: [u8; SEQUENCE_SIZE],
     pub data: [u8; DATA_SIZE],
     pub stack: [u8; PAGE],
 }
@@ -91,6 +98,8 @@ pub enum End {
     Limit = 3,
     /// Guest only: an exit that no case may cause.
     Strange = 4,
+    /// Guest only: with stops on the way, another number of instructions retired than without.
+    Miscounted = 5,
 }
 
 /// What a case leaves.
@@ -109,13 +118,23 @@ pub struct Output {
     pub stack: [u8; PAGE],
 }
 
+impl Input {
+    /// Offset of the code in the pages of code, and the bytes of it that fit.
+    pub fn placed_code(&self) -> (usize, &[u8]) {
+        let at = (self.code_at.wrapping_sub(CODE) as usize).min(CODE_SIZE);
+        (at, &self.code[..SEQUENCE_SIZE.min(CODE_SIZE - at)])
+    }
+}
+
 impl Default for Input {
     fn default() -> Self {
         Self {
             gpr: [0; 16],
             rflags: 0x202,
             fx: [0; 512],
-            code: [0; CODE_SIZE],
+            stops: 0,
+            code_at: CODE,
+            code: [0; SEQUENCE_SIZE],
             data: [0; DATA_SIZE],
             stack: [0; PAGE],
         }

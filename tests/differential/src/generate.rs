@@ -6,7 +6,7 @@ use iced_x86::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::case::{Input, Mode};
+use crate::case::{CODE, CODE_SIZE, Input, Mode, PAGE};
 use crate::catalog::is_allowed;
 use crate::operands::{Known, fill};
 use crate::sequence::{Item, STATUS, Sequence, flags_after, has_near_target, rflags_of};
@@ -53,6 +53,13 @@ impl Generator {
             3..6 => rng.random_range(2..=4),
             _ => rng.random_range(2..=MAX_ITEMS),
         };
+        input.stops = if n.is_multiple_of(8) { n | 1 } else { 0 };
+        input.code_at = match rng.random_range(0..20) {
+            // An instruction across the pages; one across the end of them.
+            0..4 => CODE + PAGE as u64 - rng.random_range(1..80),
+            4..6 => CODE + CODE_SIZE as u64 - rng.random_range(1..60),
+            _ => CODE,
+        };
         let sequence = self.sequence(&mut rng, len, input);
         input.code.fill(0xcc);
         if let Some(encoded) = sequence.encode() {
@@ -70,6 +77,7 @@ impl Generator {
         let mut sequence = Sequence {
             items: Vec::new(),
             mode: self.mode,
+            base: input.code_at,
         };
         // Flags undefined on entry to an item, by jumps to it and by the item before it.
         let mut jumped = [0u64; MAX_ITEMS + 24];
@@ -150,7 +158,7 @@ impl Generator {
         };
         let code = codes[rng.random_range(0..codes.len())];
         let mut item = Item::new(fill(rng, code, known)?, self.mode);
-        let mut effective = item.decoded(crate::case::CODE)?;
+        let mut effective = item.decoded(CODE)?;
         if rng.random_range(0..12) == 0 && !has_near_target(&item.ins) {
             for _ in 0..rng.random_range(1..=3) {
                 const PREFIXES: [u8; 16] = [
@@ -159,7 +167,7 @@ impl Generator {
                 ];
                 item.prefixes.push(PREFIXES[rng.random_range(0..16)]);
             }
-            effective = item.decoded(crate::case::CODE)?;
+            effective = item.decoded(CODE)?;
         }
         (is_allowed(&effective, self.mode) && is_predictable(&effective, self.mode.bits()))
             .then_some(item)

@@ -8,7 +8,8 @@ use engine::{Boundary, CpuState, DescriptorTable, Engine, Entry, Exit, Segment};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::case::{
-    CODE, DATA, DATA_SIZE, DATA_WRITABLE, End, GS_BASE, Input, Mode, Output, PAGE, STACK, USER_SS,
+    CODE, CODE_SIZE, DATA, DATA_SIZE, DATA_WRITABLE, End, GS_BASE, Input, Mode, Output, PAGE,
+    STACK, USER_SS,
 };
 
 /// RAM, in bytes.
@@ -16,7 +17,7 @@ const RAM: usize = 4 << 20;
 /// Linear address at which the kernel sees guest-physical 0.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 
-// Guest-physical places. The pages of DATA are not neighbours.
+// Guest-physical places. The pages of CODE and of DATA are not neighbours.
 const PML4: u64 = 0x1000;
 const LOW_PDPT: u64 = 0x2000;
 const LOW_PD: u64 = 0x3000;
@@ -25,7 +26,7 @@ const DATA_PT: u64 = 0x5000;
 const STACK_PT: u64 = 0x6000;
 const HIGH_PDPT: u64 = 0x7000;
 const HIGH_PD: u64 = 0x8000;
-const CODE_GPA: u64 = 0x1_0000;
+const CODE_GPA: [u64; 2] = [0x1_0000, 0x3_2000];
 const DATA_GPA: [u64; 3] = [0x3_0000, 0x1_2000, 0x1_5000];
 const STACK_GPA: u64 = 0x1_8000;
 const IDT: u64 = 0x2_0000;
@@ -102,7 +103,9 @@ impl Guest {
         for (linear, table) in [(CODE, CODE_PT), (DATA, DATA_PT), (STACK, STACK_PT)] {
             self.entry(LOW_PD, linear >> 21, table | user)?;
         }
-        self.entry(CODE_PT, 0, CODE_GPA | USER | PRESENT | ACCESSED)?;
+        for (i, gpa) in CODE_GPA.into_iter().enumerate() {
+            self.entry(CODE_PT, i as u64, gpa | USER | PRESENT | ACCESSED)?;
+        }
         let data = USER | PRESENT | ACCESSED | DIRTY | NO_EXECUTE;
         self.entry(DATA_PT, 0, DATA_GPA[0] | data | WRITABLE)?;
         self.entry(DATA_PT, 1, DATA_GPA[1] | data | WRITABLE)?;
@@ -113,8 +116,6 @@ impl Guest {
         for i in 0..2 {
             self.entry(HIGH_PD, i, i << 21 | all | LARGE | DIRTY)?;
         }
-        // Behind the case's code, as on the host.
-        self.put(CODE_GPA, &[0xcc; PAGE])?;
         for (i, descriptor) in [
             0,
             0x00af_9b00_0000_ffff_u64, // kernel code
@@ -150,7 +151,12 @@ impl Guest {
     /// Runs a case.
     pub fn run(&mut self, input: &Input, output: &mut Output) -> anyhow::Result<()> {
         self.load(input)?;
-        let exit = self.engine.run(Some(LIMIT), Entry::Resume)?;
+        let mut exit = self.engine.run(Some(LIMIT), Entry::Resume)?;
+        let count = self.engine.position().count;
+        if input.stops != 0 {
+            self.load(input)?;
+            exit = self.run_with_stops(input.stops)?;
+        }
         let state = self.engine.state();
         output.gpr = state.gpr;
         output.rflags = state.rflags;
@@ -162,6 +168,9 @@ impl Guest {
             Exit::Boundary(Boundary::Reached) => output.end = End::Limit,
             _ => output.end = End::Strange,
         }
+        if state.count != count {
+            output.end = End::Miscounted;
+        }
         let data: [u8; PAGE] = self.get(DATA_GPA[0])?;
         output.data[..PAGE].copy_from_slice(&data);
         let data: [u8; PAGE] = self.get(DATA_GPA[1])?;
@@ -170,18 +179,44 @@ impl Guest {
         Ok(())
     }
 
+    /// Runs a few instructions at a time; now and then with the state taken out and put back.
+    fn run_with_stops(&mut self, seed: u64) -> anyhow::Result<Exit> {
+        let mut random = seed;
+        for stops in 0.. {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            // Not for ever through a long REP.
+            let step = if stops < 100 { 1 + random % 4 } else { 5000 };
+            let until = (self.engine.position().count + step).min(LIMIT);
+            let exit = self.engine.run(Some(until), Entry::Resume)?;
+            if exit != Exit::Boundary(Boundary::Reached) || until == LIMIT {
+                return Ok(exit);
+            }
+            if random & 0x700 == 0 {
+                let state = self.engine.state();
+                self.engine.set_state(&state)?;
+            }
+        }
+        unreachable!("the positions go up to LIMIT")
+    }
+
     fn load(&mut self, input: &Input) -> anyhow::Result<()> {
-        self.put(CODE_GPA, &input.code)?;
+        let mut code = [0xcc; CODE_SIZE];
+        let (at, bytes) = input.placed_code();
+        code[at..at + bytes.len()].copy_from_slice(bytes);
+        for (page, gpa) in code.chunks(PAGE).zip(CODE_GPA) {
+            self.put(gpa, page)?;
+        }
         for (page, gpa) in input.data.chunks(PAGE).zip(DATA_GPA) {
             self.put(gpa, page)?;
         }
         self.put(STACK_GPA, &input.stack)?;
-        self.engine.memory_written(CODE_GPA..CODE_GPA + PAGE as u64);
-        for gpa in DATA_GPA.into_iter().chain([STACK_GPA]) {
+        for gpa in CODE_GPA.into_iter().chain(DATA_GPA).chain([STACK_GPA]) {
             self.engine.memory_written(gpa..gpa + PAGE as u64);
         }
         self.start.gpr = input.gpr;
-        self.start.rip = CODE;
+        self.start.rip = input.code_at;
         self.start.rflags = input.rflags;
         self.start.fxsave.copy_from_slice(&input.fx);
         self.engine.set_state(&self.start)?;

@@ -246,7 +246,11 @@ fn memory(rng: &mut ChaCha8Rng, ins: &mut Instruction, known: &Known) {
     } else {
         1
     };
-    let mut address = target(rng, size, align);
+    let mut address = if size == 512 && rng.random() {
+        DATA + values::FXSAVE_AT as u64
+    } else {
+        target(rng, size, align)
+    };
     if known.mode == Mode::Bits32 && rng.random_range(0..50) == 0 {
         ins.set_segment_prefix(Register::ES + rng.random_range(0..6u32));
     } else if known.mode == Mode::Bits64 && rng.random_range(0..25) == 0 {

@@ -5,7 +5,7 @@ use iced_x86::{
     Mnemonic, OpKind, RflagsBits,
 };
 
-use crate::case::{CODE, CODE_SIZE, Mode};
+use crate::case::{CODE, Mode, SEQUENCE_SIZE};
 
 /// One instruction of a sequence.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Item {
 pub struct Sequence {
     pub items: Vec<Item>,
     pub mode: Mode,
+    /// Where it begins.
+    pub base: u64,
 }
 
 /// RFLAGS of iced's flag bits, without those of x87.
@@ -132,7 +134,7 @@ impl Sequence {
     /// reach.
     pub fn encode(&self) -> Option<Encoded> {
         let mut starts = Vec::new();
-        let mut ip = CODE;
+        let mut ip = self.base;
         for item in &self.items {
             starts.push(ip);
             ip += item.encode(ip, ip)?.len() as u64;
@@ -145,7 +147,7 @@ impl Sequence {
         }
         bytes.push(0xe9);
         bytes.extend((self.mode.end().wrapping_sub(ip + 5) as u32).to_le_bytes());
-        (bytes.len() <= CODE_SIZE).then_some(Encoded { bytes, starts })
+        (bytes.len() <= SEQUENCE_SIZE).then_some(Encoded { bytes, starts })
     }
 
     /// For each item and the end: flags whose value is undefined there.
@@ -182,8 +184,7 @@ impl Sequence {
         let mut items = self.items.clone();
         items.remove(i);
         if items.get(i).is_some_and(Item::is_popf) {
-            let mode = self.mode;
-            return Self { items, mode }.without(i);
+            return Self { items, ..*self }.without(i);
         }
         let len = items.len();
         for item in &mut items {
@@ -194,10 +195,7 @@ impl Sequence {
                 *t = (*t).min(len);
             }
         }
-        Self {
-            items,
-            mode: self.mode,
-        }
+        Self { items, ..*self }
     }
 
     /// One line for each instruction: address, bytes, text.
@@ -205,11 +203,15 @@ impl Sequence {
         let Some(encoded) = self.encode() else {
             return "(cannot be encoded)".to_owned();
         };
-        let mut decoder =
-            Decoder::with_ip(self.mode.bits(), &encoded.bytes, CODE, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(
+            self.mode.bits(),
+            &encoded.bytes,
+            self.base,
+            DecoderOptions::NONE,
+        );
         let mut formatter = GasFormatter::new();
         let mut out = String::new();
-        let end = encoded.starts.last().copied().unwrap_or(CODE);
+        let end = encoded.starts.last().copied().unwrap_or(self.base);
         while decoder.can_decode() && decoder.ip() < end {
             let at = decoder.position();
             let ins = decoder.decode();

@@ -5,6 +5,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::case::{DATA, DATA_SIZE, DATA_WRITABLE, Input, Mode, PAGE, STACK};
 
+/// Offset in DATA of an FXSAVE image without reserved MXCSR bits.
+pub const FXSAVE_AT: usize = 0x400;
+
 /// Integers at the edges.
 pub fn integer(rng: &mut ChaCha8Rng) -> u64 {
     const SPECIAL: [u64; 16] = [
@@ -252,4 +255,12 @@ pub fn fill(rng: &mut ChaCha8Rng, mode: Mode, input: &mut Input) {
     };
     memory(rng, &mut input.data);
     memory(rng, &mut input.stack);
+    // Something that FXRSTOR takes.
+    let mut image = [0; 512];
+    fxsave(rng, &mut image);
+    for at in [6, 7, 8, 16, 100, 200] {
+        // Opcode, pointers, data beyond what is normal.
+        image[at] = rng.random();
+    }
+    input.data[FXSAVE_AT..FXSAVE_AT + 512].copy_from_slice(&image);
 }

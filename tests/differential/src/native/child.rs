@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_int, c_void};
 
-use super::trampoline::{FX_IN, FX_OUT, GPR_IN, GPR_OUT, RESUME, RFLAGS_IN, RFLAGS_OUT, STATE};
+use super::trampoline::{
+    FX_IN, FX_OUT, GPR_IN, GPR_OUT, RESUME, RFLAGS_IN, RFLAGS_OUT, RIP_IN, STATE,
+};
 use super::{SLOTS, Shared};
 use crate::case::{
     CODE, CODE_SIZE, DATA, DATA_SIZE, DATA_WRITABLE, End, GS_BASE, HARNESS, Input, Mode, Output,
@@ -17,7 +19,7 @@ use crate::case::{
 
 /// Offsets of the pages in the file behind the case's memory.
 const CODE_AT: usize = 0;
-const DATA_AT: usize = PAGE;
+const DATA_AT: usize = CODE_SIZE;
 const STACK_AT: usize = DATA_AT + DATA_SIZE;
 const HARNESS_AT: usize = STACK_AT + PAGE;
 const FILE_SIZE: usize = HARNESS_AT + 2 * PAGE;
@@ -73,11 +75,14 @@ unsafe fn run(alias: *mut u8, mode: Mode, input: &Input, output: *mut Output) {
         let put = |at: usize, bytes: &[u8]| {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), alias.add(at), bytes.len());
         };
-        put(CODE_AT, &input.code);
+        alias.add(CODE_AT).write_bytes(0xcc, CODE_SIZE);
+        let (at, code) = input.placed_code();
+        put(CODE_AT + at, code);
         put(DATA_AT, &input.data);
         put(STACK_AT, &input.stack);
         (GPR_IN as *mut [u64; 16]).write(input.gpr);
         (RFLAGS_IN as *mut u64).write(input.rflags);
+        (RIP_IN as *mut u64).write(input.code_at);
         (FX_IN as *mut [u8; 512]).write(input.fx);
         (*output).end = End::Reached;
         OUTPUT.store(output, Ordering::Release);
@@ -133,8 +138,7 @@ unsafe fn set_up(trampoline: &[u8]) -> Option<*mut u8> {
             alias.add(HARNESS_AT),
             trampoline.len().min(PAGE),
         );
-        alias.add(CODE_AT).write_bytes(0xcc, PAGE);
-        map(CODE, PAGE, rx, CODE_AT)?;
+        map(CODE, CODE_SIZE, rx, CODE_AT)?;
         map(DATA, DATA_WRITABLE, rw, DATA_AT)?;
         map(
             DATA + DATA_WRITABLE as u64,
@@ -295,4 +299,3 @@ unsafe fn lock_down() -> Option<()> {
         (done == 0).then_some(())
     }
 }
-const _: () = assert!(CODE_SIZE <= PAGE);

@@ -3,13 +3,14 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use crate::case::{CODE, END, END_32, HARNESS, Mode, USER_SS};
+use crate::case::{END, END_32, HARNESS, Mode, USER_SS};
 
 /// The page of registers.
 pub const STATE: u64 = HARNESS + 0x1000;
 /// General registers to start with, then RFLAGS.
 pub const GPR_IN: u64 = STATE;
 pub const RFLAGS_IN: u64 = STATE + 0x80;
+pub const RIP_IN: u64 = STATE + 0x88;
 /// General registers and RFLAGS at the end.
 pub const GPR_OUT: u64 = STATE + 0x100;
 pub const RFLAGS_OUT: u64 = STATE + 0x180;
@@ -59,7 +60,7 @@ fn entry(mode: Mode) -> Result<Vec<u8>, IcedError> {
     a.push(qword_ptr(GPR_IN + 4 * 8))?;
     a.push(qword_ptr(RFLAGS_IN))?;
     a.push(i32::from(mode.code_selector()))?;
-    a.push(CODE as i32)?;
+    a.push(qword_ptr(RIP_IN))?;
     for (i, r) in REGISTERS.into_iter().enumerate() {
         if r != rsp {
             a.mov(r, qword_ptr(GPR_IN + 8 * i as u64))?;
