@@ -10,9 +10,11 @@
 //! | [`status`] | what both replicas say, as one |
 //! | [`doctor`] | what this host offers and lacks |
 //! | [`watch`] | the live view in a terminal |
+//! | [`bench`] | what protection costs, and what clients see of failovers |
 //! | [`console`] | the guest's console in a terminal |
 //! | [`log`] | log files: dump and replay |
 
+pub mod bench;
 pub mod console;
 pub mod doctor;
 pub mod down;

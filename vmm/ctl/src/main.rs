@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ft_ctl::rundir::RunDir;
 use ft_ctl::up::Up;
-use ft_ctl::{console, doctor, down, log, status, up, watch};
+use ft_ctl::{bench, console, doctor, down, log, status, up, watch};
 use nix::sys::signal::Signal;
 use vmm::config::ConfigFlags;
 use wire::control::{ControlClient, Request, Response, Role};
@@ -105,6 +105,11 @@ enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// Measures what protection costs, and what clients see of a failover
+    Bench {
+        #[command(subcommand)]
+        command: bench::BenchCommand,
+    },
     /// Looks at what this host offers and lacks
     Doctor {
         #[arg(long)]
@@ -164,6 +169,7 @@ fn main() -> ExitCode {
 /// Carries a command out; `false`: it found what it was to find out, and that is bad.
 fn run(command: Command) -> Result<bool> {
     match command {
+        Command::Bench { command } => return bench::run(command),
         Command::Doctor { json } => return doctor::run(json),
         Command::Log { command } => return log::run(command),
         Command::Up { file, from, flags } => {

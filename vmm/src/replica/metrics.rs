@@ -143,6 +143,9 @@ impl Metrics {
                 .iter()
                 .map(|(kind, _, bytes)| (kind.name().to_owned(), bytes))
                 .collect();
+            figures
+                .log_bytes
+                .insert("overhead".to_owned(), kinds.overhead);
             figures.log_entries = kinds.total_entries();
             figures.lag_ms = primary.lag_ns(now) as f64 / 1e6;
             figures.outputs_held = primary.held_outputs() as u64;
