@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use e2e::machine::Machine;
 use serde::Serialize;
 use wire::control::{Quantiles, Status};
@@ -183,7 +183,7 @@ fn one(workload: Workload, work: Work, base: Option<&Base>, ft: bool) -> Result<
     let machine = match (workload, base) {
         (Workload::Boot, _) => base::boot(ft)?,
         (_, Some(base)) => base.resume(ft, &[])?,
-        (_, None) => Base::make(&Teller::new())?.resume(ft, &[])?,
+        (_, None) => bail!("there is no saved guest to go on from"),
     };
     if ft {
         machine.wait_protected(PROTECTED)?;

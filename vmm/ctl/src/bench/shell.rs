@@ -33,6 +33,8 @@ impl Shell {
     /// Makes the login shell a silent one: neither prompt nor echo, each byte of which would be an
     /// output of the machine.
     pub fn silence(&mut self, bound: Duration) -> Result<()> {
+        // What is typed before the shell is there is lost.
+        self.wait_for("~# ", bound, "the login shell")?;
         self.stream
             .get_mut()
             .write_all(b"export PS1= PS2=; stty -echo; exec sh\n")?;

@@ -77,10 +77,10 @@ impl Workload {
         let (unit, quick_amount, amount) = match self {
             Workload::Idle => ("s", 4, 20),
             Workload::Boot => ("boots", 1, 1),
-            Workload::Compute => ("iterations", 500_000, 5_000_000),
+            Workload::Compute => ("iterations", 200_000, 2_000_000),
             Workload::Redis => ("operations", 2_000, 20_000),
-            Workload::DiskRead | Workload::DiskWrite => ("MiB", 32, 256),
-            Workload::NetReceive | Workload::NetTransmit => ("MiB", 8, 64),
+            Workload::DiskRead | Workload::DiskWrite => ("MiB", 128, 512),
+            Workload::NetReceive | Workload::NetTransmit => ("MiB", 32, 128),
         };
         let amount = if quick { quick_amount } else { amount };
         Work { amount, unit }
