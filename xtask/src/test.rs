@@ -1,6 +1,8 @@
 //! `cargo xtask test`: every check of the project, in the order in which a mistake shows soonest.
 
-use anyhow::Result;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{packages, step};
@@ -8,20 +10,74 @@ use crate::{packages, step};
 #[derive(Args)]
 pub struct TestArgs {
     /// Seeds of the protocol's simulator
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = 5_000)]
     seeds: u64,
+    /// Cases of the CPU's differential test
+    #[arg(long, default_value_t = 1_000_000)]
+    cases: u64,
 }
 
 pub fn run(args: &TestArgs) -> Result<()> {
-    packages::for_running()?;
+    let started = Instant::now();
     packages::for_testing()?;
     step::run("format", "cargo", &["fmt", "--all", "--check"])?;
-    let _ = args;
+    let lints = "clippy --release --workspace --all-targets -- -D warnings";
+    cargo("lints", lints)?;
+    cargo("building everything", "build --release --workspace")?;
+    cargo(
+        "unit, conformance and integration tests",
+        "test --release --workspace",
+    )?;
+    let seeds = format!(
+        "run --release -p ftlog --example simulate -- --seeds {}",
+        args.seeds
+    );
+    cargo("the protocol in the simulator", &seeds)?;
+    let cases = format!("run --release -p differential -- --cases {}", args.cases);
+    cargo("the software CPU against the host's", &cases)?;
+    guest()?;
+    let own = std::env::current_exe()?;
+    let demo = ["demo", "--seconds", "8"];
+    step::run("the demo", &own.to_string_lossy(), &demo)?;
+    println!(
+        "\n=== {:.0} s so far; the end-to-end tests are left",
+        started.elapsed().as_secs_f64()
+    );
+    end_to_end(&[])
+}
+
+fn cargo(title: &str, args: &str) -> Result<()> {
+    let args: Vec<&str> = args.split(' ').collect();
+    step::run(title, "cargo", &args)
+}
+
+fn guest() -> Result<()> {
+    let builder = e2e::programs::path("guest-images")?;
+    step::run("the Debian guest", &builder.to_string_lossy(), &["build"])
+}
+
+/// The end-to-end tests with the arguments of their program, whose last line is the last one here.
+pub fn end_to_end(args: &[String]) -> Result<()> {
+    packages::for_testing()?;
+    cargo(
+        "building what the end-to-end tests run",
+        &format!("build --release{PROGRAMS}"),
+    )?;
+    guest()?;
+    let program = e2e::programs::path("e2e")?;
+    println!(
+        "\n=== end-to-end tests\n    $ {} {}",
+        program.display(),
+        args.join(" ")
+    );
+    let status = std::process::Command::new(&program)
+        .args(args)
+        .current_dir(step::workspace())
+        .status()?;
+    if !status.success() {
+        bail!("end-to-end tests failed ({status})");
+    }
     Ok(())
 }
 
-/// The end-to-end tests with the arguments of their program.
-pub fn end_to_end(args: &[String]) -> Result<()> {
-    let _ = args;
-    Ok(())
-}
+const PROGRAMS: &str = " -p vmm -p ft-diskd -p ft-netd -p ft-ctl -p guest-images -p e2e";
