@@ -39,6 +39,7 @@ impl Base {
             let page = KeepAlive::connect(web, ANSWER).and_then(|mut web| web.get("/"));
             Ok(page.ok())
         })?;
+        machine.wait_shell(BOOT)?;
         let config = std::fs::read_to_string(machine.file("vm.toml"))?;
         let base = Self { dir, config };
         machine.save(&base.state())?;

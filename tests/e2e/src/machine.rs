@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
@@ -20,6 +20,8 @@ use crate::wait;
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long it may take to save or to hash all of its memory.
 const LONG: Duration = Duration::from_secs(180);
+/// When the console's shell is asked again whether it is there.
+const SHELL_AGAIN: Duration = Duration::from_secs(3);
 
 /// A replica as it was started.
 #[derive(Clone, Debug, Deserialize)]
@@ -47,6 +49,15 @@ pub struct Running {
     pub switch: Option<String>,
     pub forwards: Vec<Forward>,
     pub replicas: Vec<Replica>,
+}
+
+/// A word as it is typed in a shell, and as the shell prints it.
+fn word() -> (String, String) {
+    let (left, right) = (rand::random::<u32>(), rand::random::<u32>());
+    (
+        format!("w{left:08x}''{right:08x}"),
+        format!("w{left:08x}{right:08x}"),
+    )
 }
 
 /// The command line of a disk server that was killed.
@@ -196,11 +207,11 @@ impl Machine {
     /// Waits until Redis in the guest answers, telling `tell` how the boot goes.
     pub fn wait_redis(&self, bound: Duration, mut tell: impl FnMut(&Status)) -> Result<()> {
         let address = self.forward(6379)?;
-        let mut told = std::time::Instant::now();
+        let mut told = Instant::now();
         wait::until("Redis in the guest answers", bound, || {
             self.check_processes()?;
             if told.elapsed() > Duration::from_secs(5) {
-                told = std::time::Instant::now();
+                told = Instant::now();
                 if let Some((_, status)) = self.live() {
                     tell(&status);
                 }
@@ -295,23 +306,43 @@ impl Machine {
         String::from_utf8_lossy(&text.unwrap_or_default()).into_owned()
     }
 
-    /// Types a command on the guest's console and waits until its output, after a unique word, shows
-    /// up on the live replica's.
+    /// Runs a command in the shell on the guest's console; gives what it said.
     pub fn shell(&self, command: &str, bound: Duration) -> Result<String> {
-        let word = format!("{:016x}", rand::random::<u64>());
-        // The word that is typed differs from the one that is printed.
-        let (left, right) = word.split_at(8);
-        let line = format!("({command}) 2>&1; echo end-{left}''{right}");
-        let (replica, _) = self.live().context("no replica is live")?;
-        let from = self.serial(replica.id.0).len();
-        self.type_line(&line)?;
-        let end = format!("end-{word}");
+        self.wait_shell(bound)?;
+        let from = self.said().len();
+        let (typed, printed) = word();
+        self.type_line(&format!("({command}) 2>&1; echo {typed}"))?;
         wait::until(&format!("`{command}` in the guest ends"), bound, || {
-            let live = self.live().map_or(replica.id.0, |(live, _)| live.id.0);
-            let text = self.serial(live);
+            let text = self.said();
             let text = text.get(from.min(text.len())..).unwrap_or(&text);
-            Ok(text.find(&end).map(|at| text[..at].to_owned()))
+            Ok(text.find(&printed).map(|at| text[..at].to_owned()))
         })
+        .with_context(|| self.said())
+    }
+
+    /// Waits until there is a shell on the console. One that starts throws away what was typed
+    /// before, so the question is asked again and again.
+    pub fn wait_shell(&self, bound: Duration) -> Result<()> {
+        let mut asked: Option<(Instant, String)> = None;
+        wait::until("a shell on the guest's console", bound, || {
+            let due = asked
+                .as_ref()
+                .is_none_or(|(at, _)| at.elapsed() > SHELL_AGAIN);
+            if due {
+                let (typed, printed) = word();
+                self.type_line(&format!("echo {typed}"))?;
+                asked = Some((Instant::now(), printed));
+            }
+            let answered = asked.as_ref().map(|(_, word)| self.said().contains(word));
+            Ok((answered == Some(true)).then_some(()))
+        })
+        .with_context(|| self.said())
+    }
+
+    /// What the guest has said on the console of the live replica.
+    fn said(&self) -> String {
+        let live = self.live().map_or(1, |(live, _)| live.id.0);
+        self.serial(live)
     }
 
     /// Types a line on the guest's serial console.

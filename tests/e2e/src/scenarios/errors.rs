@@ -59,8 +59,8 @@ fn must_fail(context: &Context, what: &str, args: &[&str], words: &[&str]) -> Re
         home::end(&home)?;
         bail!("{what}: a machine was left behind");
     }
-    let error = said.lines().last().unwrap_or_default();
-    context.tell(&format!("{what}: {}", error.trim()));
+    let error = said.lines().find(|line| !line.starts_with('['));
+    context.tell(&format!("{what}: {}", error.unwrap_or_default()));
     Ok(())
 }
 

@@ -36,6 +36,7 @@ pub fn scenarios() -> Vec<Scenario> {
 
 fn poweroff(context: &Context, _seed: u64) -> Result<()> {
     let machine = context.pair(&[])?;
+    machine.wait_shell(LONG)?;
     machine.type_line("poweroff")?;
     for replica in machine.replicas() {
         replica.process.wait_end(LONG)?;
@@ -61,11 +62,10 @@ fn reboot(context: &Context, _seed: u64) -> Result<()> {
     })?;
     machine.wait_redis(BOOT, |_| ())?;
     let after = machine.shell("cat /proc/sys/kernel/random/boot_id", LONG)?;
+    // Among what the terminal makes of the prompt.
     let id = |text: &str| {
-        let mut lines = text.lines().map(str::trim);
-        lines
-            .find(|line| line.len() == 36 && !line.contains(' '))
-            .map(str::to_owned)
+        let mut words = text.split(|c: char| !c.is_ascii_hexdigit() && c != '-');
+        words.find(|word| word.len() == 36).map(str::to_owned)
     };
     let ids = (
         id(&before).context("no boot id before")?,
@@ -94,12 +94,11 @@ fn memory_sizes(context: &Context, _seed: u64) -> Result<()> {
         machine.wait_redis(BOOT, |_| ())?;
         let said = machine.shell("grep MemTotal /proc/meminfo", LONG)?;
         let words: Vec<&str> = said.split_whitespace().collect();
-        let total = words.windows(3).find_map(|words| match words {
-            [number, "kB", _] => number.parse::<u64>().ok(),
+        let total = words.windows(2).find_map(|words| match words {
+            [number, "kB"] => number.parse::<u64>().ok(),
             _ => None,
         });
-        let last = words.iter().rev().find_map(|word| word.parse::<u64>().ok());
-        match total.or(last) {
+        match total {
             Some(kib) if (least..=most).contains(&kib) => {
                 context.tell(&format!("{size}: the guest has {kib} KiB"));
             }

@@ -27,7 +27,7 @@ use crate::machine::Machine;
 
 /// Bounds of waits that are far from what they take, so that only hangs reach them.
 pub const SOON: Duration = Duration::from_secs(60);
-pub const LONG: Duration = Duration::from_secs(100);
+pub const LONG: Duration = Duration::from_secs(300);
 
 /// A test.
 pub struct Scenario {
