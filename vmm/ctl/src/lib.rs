@@ -11,6 +11,7 @@
 //! | [`doctor`] | what this host offers and lacks |
 //! | [`watch`] | the live view in a terminal |
 //! | [`bench`] | what protection costs, and what clients see of failovers |
+//! | [`interrupt`] | Ctrl-C |
 //! | [`console`] | the guest's console in a terminal |
 //! | [`log`] | log files: dump and replay |
 
@@ -18,6 +19,7 @@ pub mod bench;
 pub mod console;
 pub mod doctor;
 pub mod down;
+pub mod interrupt;
 pub mod log;
 pub mod process;
 pub mod progress;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ft_ctl::rundir::RunDir;
 use ft_ctl::up::Up;
-use ft_ctl::{bench, console, doctor, down, log, status, up, watch};
+use ft_ctl::{bench, console, doctor, down, interrupt, log, status, up, watch};
 use nix::sys::signal::Signal;
 use vmm::config::ConfigFlags;
 use wire::control::{ControlClient, Request, Response, Role};
@@ -23,7 +23,9 @@ const CONTROL_LONG: Duration = Duration::from_secs(180);
 #[command(
     name = "ft-ctl",
     version,
-    about = "Starts, watches and ends fault-tolerant machines"
+    about = "Starts, watches and ends fault-tolerant machines",
+    after_help = "Exit status: 0 done; 1 it failed, or what it was to check is wrong; 2 the command \
+                  line is not right; 130 interrupted."
 )]
 struct Args {
     #[command(subcommand)]
@@ -52,6 +54,9 @@ enum Command {
         /// Go on from a state that `save` made
         #[arg(long, value_name = "FILE")]
         from: Option<PathBuf>,
+        /// Say what was started as JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         flags: ConfigFlags,
     },
@@ -159,6 +164,10 @@ fn main() -> ExitCode {
     match run(Args::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(_) if interrupt::requested() => {
+            eprintln!("ft-ctl: interrupted; what was started has been ended");
+            ExitCode::from(interrupt::EXIT_CODE)
+        }
         Err(error) => {
             eprintln!("ft-ctl: {}", vmm::errors::chain(error.as_ref()));
             ExitCode::FAILURE
@@ -169,16 +178,28 @@ fn main() -> ExitCode {
 /// Carries a command out; `false`: it found what it was to find out, and that is bad.
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Bench { command } => return bench::run(command),
+        Command::Bench { command } => {
+            interrupt::catch()?;
+            return bench::run(command);
+        }
         Command::Doctor { json } => return doctor::run(json),
         Command::Log { command } => return log::run(command),
-        Command::Up { file, from, flags } => {
+        Command::Up {
+            file,
+            from,
+            json,
+            flags,
+        } => {
             let config = flags.resolve(file.as_deref())?;
-            start(Up {
-                config,
-                from,
-                quiet: false,
-            })
+            let quiet = false;
+            start(
+                Up {
+                    config,
+                    from,
+                    quiet,
+                },
+                json,
+            )
         }
         Command::Down { which } => {
             let (dir, running) = RunDir::find(which.name.as_deref())?;
@@ -209,8 +230,25 @@ fn run(command: Command) -> Result<bool> {
     Ok(true)
 }
 
-fn start(request: Up) -> Result<()> {
+fn start(request: Up, json: bool) -> Result<()> {
+    interrupt::catch()?;
     let machine = up::up(request)?;
+    if json {
+        let seen = status::status(&machine.running);
+        let report = serde_json::json!({
+            "name": machine.running.name,
+            "vm": machine.running.vm,
+            "dir": machine.dir.path(),
+            "state": seen.state,
+            "forwards": seen.forwards,
+            "replicas": machine.running.replicas,
+            "nbd": machine.running.nbd,
+            "register": machine.running.register,
+            "switch": machine.running.switch,
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(());
+    }
     println!(
         "{}: up, in {}",
         machine.running.name,

@@ -14,7 +14,7 @@ use wire::register::{RegisterClient, RegisterError, ReplicaId, VmId};
 use crate::process::{self, Process, StartError, tail};
 use crate::progress::Teller;
 use crate::rundir::{Forwarded, ReplicaProcess, RunDir, RunDirError, Running};
-use crate::{log, status};
+use crate::{interrupt, log, status};
 
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the replicas may take to find each other, beyond what the configuration allows them.
@@ -59,6 +59,8 @@ pub enum UpError {
     Ended { id: ReplicaId, said: String },
     #[error("the machine was not running after {seconds} s: {state}")]
     NotRunning { seconds: u64, state: String },
+    #[error("interrupted; what was started has been ended")]
+    Interrupted,
 }
 
 /// What to start.
@@ -164,11 +166,16 @@ impl Starting {
 
     fn all(&mut self, teller: &mut Teller) -> Result<(), UpError> {
         self.check_saved()?;
-        self.guest(teller)?;
+        let built = self.guest(teller);
+        // Ctrl-C also ends the programs that build the guest, which is then no fault of theirs.
+        go_on()?;
+        built?;
         if let Some(disk) = self.disk(teller)? {
             self.start_diskd(&disk)?;
         }
+        go_on()?;
         self.start_netd()?;
+        go_on()?;
         self.start_replicas(teller)?;
         self.wait_running(teller)
     }
@@ -342,6 +349,7 @@ impl Starting {
         if let Some(second) = second {
             teller.step("backup: starting");
             log_address = self.start_replica(second, "backup", None)?.log;
+            go_on()?;
         }
         let role = if pair { "primary" } else { "solo" };
         teller.step(&format!("{role}: starting"));
@@ -421,6 +429,7 @@ impl Starting {
                 teller.step(&format!("running: {}", seen.state));
                 return Ok(());
             }
+            go_on()?;
             for replica in &self.running.replicas {
                 if !replica.process.is_alive() {
                     let said = tail(&self.log(replica.id));
@@ -440,4 +449,12 @@ impl Starting {
             std::thread::sleep(POLL);
         }
     }
+}
+
+/// An error once the user wants to have it ended.
+fn go_on() -> Result<(), UpError> {
+    if interrupt::requested() {
+        return Err(UpError::Interrupted);
+    }
+    Ok(())
 }

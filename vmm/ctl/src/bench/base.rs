@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use e2e::machine::{Home, Machine};
+use e2e::home::Home;
+use e2e::machine::Machine;
 use tempfile::TempDir;
 
 use super::Teller;
