@@ -3,6 +3,8 @@
 //! REP strings that are interrupted, HLT, clock reads, console output. The whole state, memory
 //! included, is compared every few thousand instructions; any difference halts the backup.
 
+#![allow(clippy::unwrap_used)] // a test's helpers may fail the test
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ::tests::client;
 use anyhow::{Context, Result};
 use e2e::failover::{self, Plan, Timeline};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use tests::client;
 
 use super::base::Base;
 use super::{Teller, quantile, sorted, write_json};

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use ::tests::http::KeepAlive;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::machine::Machine;
 use e2e::wait;
-use tests::http::KeepAlive;
 
 use super::shell::Shell;
 
