@@ -248,7 +248,7 @@ impl SoftEngine {
 
     fn drop_written_code(&mut self) {
         self.cpu.attention &= !attention::CODE;
-        self.cpu.mmu.tlb.generation += 1;
+        self.cpu.mmu.tlb.new_generation();
         for range in std::mem::take(&mut self.cpu.phys.written_code) {
             if self.blocks.drop_range(range.start, range.end) {
                 self.cpu.phys.unmark_code(range.start & !0xfff);
@@ -290,6 +290,7 @@ impl SoftEngine {
             },
         };
         // Decoding may have dropped blocks: the place is that of now.
+        self.cpu.mmu.tlb.note_code(linear);
         self.jumps.insert(Place::new(&self.cpu, linear), run);
         Ok(Some(run))
     }
@@ -322,7 +323,7 @@ impl SoftEngine {
             for page in self.blocks.clear() {
                 self.cpu.phys.unmark_code(page << 12);
             }
-            self.cpu.mmu.tlb.generation += 1;
+            self.cpu.mmu.tlb.new_generation();
         }
         self.cpu.mark_code(gpa, at as u64);
         let block = Block {
@@ -433,7 +434,7 @@ impl Engine for SoftEngine {
         self.pending = None;
         self.stuck = (0, 0);
         self.cpu.external.clear();
-        self.cpu.mmu.tlb.generation += 1;
+        self.cpu.mmu.tlb.new_generation();
         Ok(())
     }
 

@@ -134,6 +134,19 @@ pub struct Tlb {
     /// Grows whenever an entry may have been dropped: what was derived from a fetch entry in a
     /// table (by its `fetch_id`) holds while this does not change.
     pub generation: u64,
+    /// Pages noted by `note_code` in this generation, by a hash of the page number.
+    code: Box<[u64]>,
+}
+
+/// Words of `Tlb::code`.
+const CODE_WORDS: usize = 512;
+/// A range of so many pages is not looked up page by page.
+const MANY_PAGES: u64 = 1024;
+
+fn code_bit(linear: u64) -> (usize, u64) {
+    let page = linear / PAGE;
+    let hash = page ^ page >> 15;
+    ((hash / 64) as usize % CODE_WORDS, 1 << (hash % 64))
 }
 
 /// Slot of a linear address.
@@ -159,6 +172,7 @@ impl Tlb {
             current: 0,
             clock: 0,
             generation: 1,
+            code: vec![0; CODE_WORDS].into_boxed_slice(),
         }
     }
 
@@ -179,7 +193,7 @@ impl Tlb {
             self.contexts.push(Context::new(key));
             return self.contexts.len() - 1;
         }
-        self.generation += 1;
+        self.new_generation();
         let mut at = 0;
         for (i, c) in self.contexts.iter().enumerate() {
             if c.used < self.contexts[at].used {
@@ -235,9 +249,36 @@ impl Tlb {
         };
     }
 
+    /// Notes that something beside the TLB is derived from the fetch entry of this page, and holds as
+    /// long as the generation.
+    #[inline]
+    pub fn note_code(&mut self, linear: u64) {
+        let (word, bit) = code_bit(linear);
+        self.code[word] |= bit;
+    }
+
+    /// Begins a new generation, if anything of the old one is derived from these pages. A process
+    /// that ends takes its pages of code away one by one, between kernel code that goes on.
+    fn drop_code(&mut self, first: u64, last: u64) {
+        let noted = last - first >= MANY_PAGES * PAGE
+            || (first / PAGE..=last / PAGE).any(|page| {
+                let (word, bit) = code_bit(page * PAGE);
+                self.code[word] & bit != 0
+            });
+        if noted {
+            self.new_generation();
+        }
+    }
+
+    /// What was derived from fetch entries is to be derived anew.
+    pub fn new_generation(&mut self) {
+        self.generation += 1;
+        self.code.fill(0);
+    }
+
     /// Empties everything.
     pub fn flush(&mut self) {
-        self.generation += 1;
+        self.new_generation();
         for c in &mut self.contexts {
             c.flush();
         }
@@ -245,7 +286,9 @@ impl Tlb {
 
     /// Drops one linear page everywhere; `code` says whether code may have been run from it.
     pub fn drop_page(&mut self, linear: u64, code: bool) {
-        self.generation += u64::from(code);
+        if code {
+            self.drop_code(linear, linear);
+        }
         let tag = linear & PAGE_MASK;
         for c in &mut self.contexts {
             for t in c.tables.iter_mut() {
@@ -264,7 +307,9 @@ impl Tlb {
         if first & PAGE_MASK == last & PAGE_MASK {
             return self.drop_page(first, code);
         }
-        self.generation += u64::from(code);
+        if code {
+            self.drop_code(first, last);
+        }
         for c in &mut self.contexts {
             c.flush_where(|_, e| e.tag >= first & PAGE_MASK && e.tag <= last);
         }
