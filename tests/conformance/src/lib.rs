@@ -10,6 +10,7 @@ mod calls;
 mod code;
 mod events;
 mod faults;
+mod floating;
 mod legacy;
 mod modes;
 mod outside;
@@ -41,6 +42,7 @@ pub fn cases() -> Vec<Case> {
     for list in [
         paging::CASES,
         faults::CASES,
+        floating::CASES,
         events::CASES,
         outside::CASES,
         code::CASES,
