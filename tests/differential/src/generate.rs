@@ -136,7 +136,11 @@ impl Generator {
 
     /// PUSH of a value with harmless control flags, then POPF.
     fn popf(&mut self, rng: &mut ChaCha8Rng, sequence: &mut Sequence) {
-        let value = rng.random::<u32>() & (STATUS as u32 | 0x400 | 1 << 21 | 3 << 12) | 2;
+        let mut value = rng.random::<u32>() & (STATUS as u32 | 0x400 | 1 << 21 | 3 << 12) | 2;
+        if rng.random_range(0..8) == 0 {
+            // AC: alignment checks.
+            value |= 1 << 18;
+        }
         let (push, pop) = match self.mode {
             Mode::Bits64 => (Code::Pushq_imm32, Code::Popfq),
             Mode::Bits32 => (Code::Pushd_imm32, Code::Popfd),

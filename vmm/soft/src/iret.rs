@@ -33,12 +33,7 @@ pub fn decode(d: &mut Decoding) -> Option<Handler> {
 
 fn pushf(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let image = cpu.rflags() & !(VM | RF);
-    let mut frame = crate::gates::Frame::new();
-    frame.push(image);
-    let stack = cpu.current_stack(0);
-    let sp = cpu.push_frame(&stack, &frame, u64::from(op.extra))?;
-    cpu.gpr[usize::from(crate::cpu::reg::RSP)] = sp;
-    Ok(())
+    cpu.push(op.extra, image)
 }
 
 fn popf(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {

@@ -380,9 +380,18 @@ impl Cpu {
     fn check_alignment(&mut self, mode: Mode, linear: u64, len: u64) -> Result<(), Stop> {
         let bad = matches!(len, 2 | 4 | 8) && !linear.is_multiple_of(len);
         if self.mmu.align && mode == Mode::User && bad {
-            return Err(self.raise(vector::AC, Some(0)));
+            return Err(self.misaligned(linear));
         }
         Ok(())
+    }
+
+    /// #AC, if the address is one at all.
+    #[cold]
+    pub fn misaligned(&mut self, linear: u64) -> Stop {
+        if self.mmu.paging.scheme == Scheme::Long && !is_canonical(linear) {
+            return self.stop_for(StopReason::NonCanonical);
+        }
+        self.raise(vector::AC, Some(0))
     }
 
     /// Loads bytes page by page; `ask` for those outside RAM.

@@ -100,6 +100,15 @@ impl Cpu {
         Ok(())
     }
 
+    /// #AC, while that is checked, for operands whose size is not that of a number: ten bytes want
+    /// to be at a multiple of 8, environments of their elements' size (SDM vol. 3, table 6-7).
+    pub fn check_alignment_of(&mut self, linear: u64, align: u64) -> Result<(), Stop> {
+        if self.mmu.align && !linear.is_multiple_of(align) {
+            return Err(self.misaligned(linear));
+        }
+        Ok(())
+    }
+
     /// As `check_x87`, and #MF: for instructions that wait.
     fn check_x87_waiting(&mut self) -> Result<(), Stop> {
         self.check_x87()?;
@@ -129,7 +138,10 @@ fn from_memory<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         2 => value[..2].copy_from_slice(&cpu.load::<u16>(linear)?.to_le_bytes()),
         4 => value[..4].copy_from_slice(&cpu.load::<u32>(linear)?.to_le_bytes()),
         8 => value[..8].copy_from_slice(&cpu.load::<u64>(linear)?.to_le_bytes()),
-        _ => cpu.load_bytes(linear, &mut value[..N])?,
+        _ => {
+            cpu.check_alignment_of(linear, 8)?;
+            cpu.load_bytes(linear, &mut value[..N])?;
+        }
     }
     let offset = cpu.offset(op);
     execute(cpu, op, value.as_mut_ptr(), Some(offset));
@@ -153,7 +165,9 @@ fn to_memory<const N: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
             2 => cpu.store(linear, word as u16),
             4 => cpu.store(linear, word as u32),
             8 => cpu.store(linear, word as u64),
-            _ => cpu.store_bytes(linear, &value[..N]),
+            _ => cpu
+                .check_alignment_of(linear, 8)
+                .and_then(|()| cpu.store_bytes(linear, &value[..N])),
         });
     if stored.is_err() {
         cpu.fp = before;

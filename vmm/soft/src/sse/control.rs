@@ -172,6 +172,7 @@ fn maskmovq(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 fn store_masked(cpu: &mut Cpu, op: &Op, data: &[u8], mask: &[u8]) -> Result<(), Stop> {
     let len = data.len() as u64;
     let linear = cpu.operand(op, len, Access::Write)?;
+    cpu.check_alignment_of(linear, 8)?;
     cpu.prepare_store(linear, len)?;
     for i in (0..data.len()).filter(|&i| mask[i] & 0x80 != 0) {
         cpu.store(linear.wrapping_add(i as u64), data[i])?;

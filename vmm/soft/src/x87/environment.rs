@@ -182,6 +182,7 @@ fn fnstenv<const SIZE: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.check_x87()?;
     let len = environment_size(SIZE);
     let linear = cpu.operand(op, len as u64, Access::Write)?;
+    cpu.check_alignment_of(linear, SIZE as u64)?;
     let bytes = environment(cpu, SIZE);
     cpu.store_bytes(linear, &bytes[..len])?;
     cpu.fp.fcw |= X87_EXCEPTIONS;
@@ -193,6 +194,7 @@ fn fldenv<const SIZE: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.check_x87_waiting()?;
     let len = environment_size(SIZE);
     let linear = cpu.operand(op, len as u64, Access::Read)?;
+    cpu.check_alignment_of(linear, SIZE as u64)?;
     let mut bytes = [0; 28];
     cpu.load_bytes(linear, &mut bytes[..len])?;
     set_environment(cpu, &bytes, SIZE);
@@ -203,6 +205,7 @@ fn fnsave<const SIZE: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.check_x87()?;
     let len = environment_size(SIZE);
     let linear = cpu.operand(op, (len + REGISTERS) as u64, Access::Write)?;
+    cpu.check_alignment_of(linear, SIZE as u64)?;
     let mut bytes = [0; 28 + REGISTERS];
     bytes[..len].copy_from_slice(&environment(cpu, SIZE)[..len]);
     for (i, st) in cpu.fp.st.iter().enumerate() {
@@ -218,6 +221,7 @@ fn frstor<const SIZE: usize>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     cpu.check_x87_waiting()?;
     let len = environment_size(SIZE);
     let linear = cpu.operand(op, (len + REGISTERS) as u64, Access::Read)?;
+    cpu.check_alignment_of(linear, SIZE as u64)?;
     let mut bytes = [0; 28 + REGISTERS];
     cpu.load_bytes(linear, &mut bytes[..len + REGISTERS])?;
     set_environment(cpu, &bytes[..len], SIZE);
