@@ -17,9 +17,11 @@ use crate::process::Process;
 pub enum RunDirError {
     #[error("no machine named {0:?} is up; see `ft-ctl up`")]
     NotUp(String),
+    #[error("no machine is up; see `ft-ctl up`")]
+    NoneUp,
     #[error("the machine {name:?} is up already (in {dir}); see `ft-ctl status`, `ft-ctl down`")]
     Up { name: String, dir: PathBuf },
-    #[error("several machines are up; say which with --name: {0}")]
+    #[error("several machines are up; say which with --machine (-m): {0}")]
     Which(String),
     #[error("{path} belongs to somebody else; set LOCKSTEP_DIR to a folder of your own")]
     Foreign { path: PathBuf },
@@ -191,7 +193,7 @@ fn only() -> Result<RunDir, RunDirError> {
         .collect();
     names.sort();
     match names.as_slice() {
-        [] => Err(RunDirError::NotUp("lockstep".to_owned())),
+        [] => Err(RunDirError::NoneUp),
         [name] => Ok(RunDir::of(name)),
         _ => Err(RunDirError::Which(names.join(", "))),
     }

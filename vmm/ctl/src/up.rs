@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use vmm::config::{ByteSize, Config, ConfigError, NetMode, Seed};
+use vmm::config::{ByteSize, Config, ConfigError, Net, NetMode, Seed};
 use vmm::save::{About, LoadError};
 use wire::control::{ControlAddr, Protection, Role};
 use wire::register::{RegisterClient, RegisterError, ReplicaId, VmId};
@@ -300,7 +300,13 @@ impl Starting {
             "--net".into(),
             self.config.net.mode.to_string().into(),
         ];
-        for forward in &self.config.net.forward {
+        // Behind a TAP the guest has an address of its own, and nothing is forwarded by default.
+        let net = &self.config.net;
+        let forwards = match net.mode {
+            NetMode::Tap { .. } if net.forward == Net::default().forward => &[],
+            _ => net.forward.as_slice(),
+        };
+        for forward in forwards {
             args.push("--forward".into());
             args.push(format!("{}:{}", forward.host, forward.guest).into());
         }
