@@ -177,7 +177,8 @@ impl Starting {
         self.start_netd()?;
         go_on()?;
         self.start_replicas(teller)?;
-        self.wait_running(teller)
+        self.wait_running(teller)?;
+        go_on()
     }
 
     /// A saved machine brings its own size and identity of hardware.

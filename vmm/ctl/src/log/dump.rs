@@ -321,3 +321,6 @@ impl Summary<'_> {
         self.file_bytes as f64 * 8.0 / 1e6 / seconds(self.guest_ns).max(1e-9)
     }
 }
+
+#[cfg(test)]
+mod tests;
