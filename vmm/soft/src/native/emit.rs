@@ -50,6 +50,10 @@ pub fn clobbers_flags(instruction: &Instruction) -> bool {
 pub fn rewrite(instruction: &Instruction) -> Instruction {
     let mut out = *instruction;
     out.set_segment_prefix(Register::None);
+    // Prefixes without meaning would only multiply the stubs.
+    out.set_has_rep_prefix(false);
+    out.set_has_repne_prefix(false);
+    out.set_has_lock_prefix(false);
     for i in 0..out.op_count() {
         match out.op_kind(i) {
             OpKind::Register => {
