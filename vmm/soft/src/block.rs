@@ -19,31 +19,6 @@ pub const MAX_OPS: usize = 64;
 /// Blocks kept before all are dropped.
 const MAX_BLOCKS: usize = 1 << 17;
 
-/// A decoded block.
-#[derive(Debug)]
-pub struct Block {
-    /// As `chain` lays them out.
-    pub ops: Box<[Op]>,
-    /// Number of instructions.
-    pub len: u8,
-    /// Guest-physical address of its first byte.
-    pub gpa: u64,
-    /// Length in bytes.
-    pub bytes: u16,
-}
-
-impl Block {
-    fn run(&self) -> Run {
-        Run {
-            ops: NonNull::from(&*self.ops).cast(),
-            shape: u32::from(self.bytes) | u32::from(self.len) << 16,
-        }
-    }
-}
-
-/// Number of a block in the cache; good until blocks are dropped.
-type BlockId = u32;
-
 /// What it takes to run a block: a view of it that holds until blocks are dropped.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
@@ -82,24 +57,59 @@ impl Run {
     }
 }
 
+/// Slots of the table in front of the map; a power of two.
+const FRONT: usize = 1 << 15;
+
+/// A key that no block has.
+const NO_KEY: u64 = u64::MAX;
+
 /// All decoded blocks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BlockCache {
-    blocks: Vec<Option<Block>>,
-    free: Vec<BlockId>,
-    /// With the run, so that finding a block takes one access.
-    by_key: IntMap<(Run, BlockId)>,
-    by_page: IntMap<Vec<BlockId>>,
+    /// Direct-mapped part of `by_key`: where nearly every block is found.
+    front: Box<[(u64, Run); FRONT]>,
+    by_key: IntMap<Run>,
+    /// The blocks of a page: their keys and ops.
+    by_page: IntMap<Vec<(u64, Box<[Op]>)>>,
 }
 
+#[inline(always)]
 fn key(gpa: u64, mode: CodeMode) -> u64 {
     gpa << 2 | mode as u64
 }
 
+#[inline(always)]
+fn front_slot(key: u64) -> usize {
+    ((key >> 2) ^ (key >> 15)) as usize & (FRONT - 1)
+}
+
 impl BlockCache {
-    /// The block at `gpa` for code of `mode`.
+    pub fn new() -> Self {
+        let front = vec![(NO_KEY, Run::NOTHING); FRONT].into_boxed_slice();
+        let Ok(front) = front.try_into() else {
+            unreachable!("made with FRONT slots");
+        };
+        Self {
+            front,
+            by_key: IntMap::default(),
+            by_page: IntMap::default(),
+        }
+    }
+
+    /// The block at `gpa` for code of `mode`, if it was looked for lately.
+    #[inline(always)]
     pub fn find(&self, gpa: u64, mode: CodeMode) -> Option<Run> {
-        self.by_key.get(&key(gpa, mode)).map(|(run, _)| *run)
+        let key = key(gpa, mode);
+        let (found, run) = self.front[front_slot(key)];
+        (found == key).then_some(run)
+    }
+
+    /// The block at `gpa` for code of `mode`.
+    pub fn find_slow(&mut self, gpa: u64, mode: CodeMode) -> Option<Run> {
+        let key = key(gpa, mode);
+        let run = *self.by_key.get(&key)?;
+        self.front[front_slot(key)] = (key, run);
+        Some(run)
     }
 
     /// Whether the cache is to be emptied before the next insert.
@@ -107,68 +117,37 @@ impl BlockCache {
         self.by_key.len() >= MAX_BLOCKS
     }
 
-    /// Adds a block.
-    pub fn insert(&mut self, block: Block, mode: CodeMode) -> Run {
-        let run = block.run();
-        let (gpa, key) = (block.gpa, key(block.gpa, mode));
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.blocks[id as usize] = Some(block);
-                id
-            }
-            None => {
-                self.blocks.push(Some(block));
-                (self.blocks.len() - 1) as BlockId
-            }
+    /// Adds a block of `len` instructions in `bytes` bytes; `ops` as `chain` lays them out.
+    pub fn insert(&mut self, gpa: u64, mode: CodeMode, ops: Vec<Op>, len: u8, bytes: u16) -> Run {
+        let ops = ops.into_boxed_slice();
+        let run = Run {
+            ops: NonNull::from(&*ops).cast(),
+            shape: u32::from(bytes) | u32::from(len) << 16,
         };
-        self.by_key.insert(key, (run, id));
-        self.by_page.entry(gpa >> 12).or_default().push(id);
+        let key = key(gpa, mode);
+        self.by_key.insert(key, run);
+        self.front[front_slot(key)] = (key, run);
+        self.by_page.entry(gpa >> 12).or_default().push((key, ops));
         run
     }
 
-    /// Drops the blocks that overlap `start..end` (within one page). True if none is left there.
-    pub fn drop_range(&mut self, start: u64, end: u64) -> bool {
-        let page = start >> 12;
-        let Some(ids) = self.by_page.get_mut(&page) else {
-            return true;
-        };
-        let (blocks, free) = (&mut self.blocks, &mut self.free);
-        let mut dropped = Vec::new();
-        ids.retain(|&id| {
-            let slot = &mut blocks[id as usize];
-            let hit = slot
-                .as_ref()
-                .is_none_or(|b| b.gpa < end && start < b.gpa + u64::from(b.bytes));
-            if hit && let Some(b) = slot.take() {
-                free.push(id);
-                dropped.push(b.gpa);
-            }
-            !hit
-        });
-        let empty = ids.is_empty();
-        if empty {
-            self.by_page.remove(&page);
-        }
-        for gpa in dropped {
-            for mode in [CodeMode::Bits16, CodeMode::Bits32, CodeMode::Bits64] {
-                let key = key(gpa, mode);
-                if let Some(&(_, id)) = self.by_key.get(&key)
-                    && self.blocks[id as usize].is_none()
-                {
-                    self.by_key.remove(&key);
-                }
+    /// Drops the blocks of the page at `gpa`.
+    pub fn drop_page(&mut self, gpa: u64) {
+        for (key, _) in self.by_page.remove(&(gpa >> 12)).unwrap_or_default() {
+            self.by_key.remove(&key);
+            let slot = &mut self.front[front_slot(key)];
+            if slot.0 == key {
+                slot.0 = NO_KEY;
             }
         }
-        empty
     }
 
     /// Drops everything; says which pages had blocks.
     pub fn clear(&mut self) -> Vec<u64> {
         let mut pages: Vec<u64> = self.by_page.keys().copied().collect();
         pages.sort_unstable();
-        self.blocks.clear();
-        self.free.clear();
         self.by_key.clear();
+        self.front.fill((NO_KEY, Run::NOTHING));
         self.by_page.clear();
         pages
     }

@@ -12,13 +12,12 @@ use ftlog::Position;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::block::{Block, BlockCache, MAX_OPS, Run};
+use crate::block::{BlockCache, MAX_OPS, Run};
 use crate::chain::{Single, follow, push_end, push_op};
 use crate::cpu::{Cpu, attention, reg, seg};
 use crate::cpuid;
 use crate::decode::{DecodeError, decode};
 use crate::flags;
-use crate::jump::{JumpCache, Place};
 use crate::native::NativeCode;
 use crate::phys::{Phys, Region};
 use crate::stop::{Exception, Stop, StopReason, vector};
@@ -30,7 +29,6 @@ const MAX_EXCEPTIONS: u32 = 1 << 16;
 pub struct SoftEngine {
     cpu: Cpu,
     blocks: BlockCache,
-    jumps: JumpCache,
     /// The read that the last exit asked for.
     pending: Option<PendingRead>,
     /// Exceptions delivered since an instruction retired, and the count at which they were.
@@ -68,8 +66,7 @@ impl SoftEngine {
         let mut engine = Self {
             cpu: Cpu::new(phys, native),
             host_math,
-            blocks: BlockCache::default(),
-            jumps: JumpCache::new(),
+            blocks: BlockCache::new(),
             pending: None,
             stuck: (0, 0),
             straddler: Single::NOTHING,
@@ -248,11 +245,11 @@ impl SoftEngine {
 
     fn drop_written_code(&mut self) {
         self.cpu.attention &= !attention::CODE;
-        self.cpu.mmu.tlb.new_generation();
         for range in std::mem::take(&mut self.cpu.phys.written_code) {
-            if self.blocks.drop_range(range.start, range.end) {
-                self.cpu.phys.unmark_code(range.start & !0xfff);
-            }
+            // The whole page: most often it is being put to another use, and more stores follow.
+            let page = range.start & !0xfff;
+            self.blocks.drop_page(page);
+            self.cpu.phys.unmark_code(page);
         }
     }
 
@@ -261,8 +258,9 @@ impl SoftEngine {
     fn next(&mut self) -> Result<Option<Run>, Stop> {
         let cpu = &mut self.cpu;
         let linear = cpu.code_linear(cpu.rip)?;
-        let place = Place::new(cpu, linear);
-        if let Some(run) = self.jumps.find(place) {
+        if let Some(gpa) = cpu.fetch_known(linear)
+            && let Some(run) = self.blocks.find(gpa, cpu.code_mode)
+        {
             return Ok(Some(run));
         }
         self.next_slow(linear)
@@ -279,20 +277,12 @@ impl SoftEngine {
             self.drop_written_code();
         }
         let cpu = &mut self.cpu;
-        let run = match self.blocks.find(gpa, cpu.code_mode) {
-            Some(run) => run,
-            None => match self.decode_block(gpa) {
-                Some(run) => run,
-                None => {
-                    self.straddling(linear)?;
-                    return Ok(None);
-                }
-            },
-        };
-        // Decoding may have dropped blocks: the place is that of now.
-        self.cpu.mmu.tlb.note_code(linear);
-        self.jumps.insert(Place::new(&self.cpu, linear), run);
-        Ok(Some(run))
+        let known = self.blocks.find_slow(gpa, cpu.code_mode);
+        let run = known.or_else(|| self.decode_block(gpa));
+        if run.is_none() {
+            self.straddling(linear)?;
+        }
+        Ok(run)
     }
 
     /// Decodes the block at `gpa`; None if its first instruction goes on in the next page.
@@ -323,16 +313,9 @@ impl SoftEngine {
             for page in self.blocks.clear() {
                 self.cpu.phys.unmark_code(page << 12);
             }
-            self.cpu.mmu.tlb.new_generation();
         }
         self.cpu.mark_code(gpa, at as u64);
-        let block = Block {
-            ops: ops.into_boxed_slice(),
-            gpa,
-            bytes: at as u16,
-            len,
-        };
-        Some(self.blocks.insert(block, mode))
+        Some(self.blocks.insert(gpa, mode, ops, len, at as u16))
     }
 
     /// Decodes an instruction that may go on in the next page.
@@ -434,7 +417,6 @@ impl Engine for SoftEngine {
         self.pending = None;
         self.stuck = (0, 0);
         self.cpu.external.clear();
-        self.cpu.mmu.tlb.new_generation();
         Ok(())
     }
 

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `engine` | the `Engine` implementation: the run loop, positions, exits |
 //! | `cpu` | the state, laid out for handlers and generated code |
-//! | `op`, `decode`, `chain`, `block`, `jump` | decoded instructions, decoding, how they follow each other, the caches of decoded blocks |
+//! | `op`, `decode`, `chain`, `block` | decoded instructions, decoding, how they follow each other, the cache of decoded blocks |
 //! | `ea` | effective addresses of memory operands |
 //! | `stop`, `external` | why an instruction did not complete; port and MMIO reads and writes |
 //! | `width`, `alu`, `flags` | integer widths, arithmetic with host flags, RFLAGS |
@@ -46,7 +46,6 @@ mod hash;
 mod int;
 mod io;
 mod iret;
-mod jump;
 mod mmu;
 mod msr;
 mod native;

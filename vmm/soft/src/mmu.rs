@@ -171,17 +171,23 @@ impl Cpu {
         self.prepare_slow(mode, linear, len)
     }
 
-    /// Translates the linear address of code (CS base added) for execution: #GP(0) if not
-    /// canonical, #PF.
+    /// The guest-physical address of code at a linear address (CS base added), if the TLB has it.
     #[inline(always)]
-    pub fn fetch_page(&mut self, linear: u64) -> Result<CodePage, Stop> {
+    pub fn fetch_known(&self, linear: u64) -> Option<u64> {
         // SAFETY: as in `hit`.
         let e = unsafe { &*self.mmu.current.fetch.add(slot(linear)) };
-        if e.tag == linear & PAGE_MASK {
-            let gpa = e.tag.wrapping_add(e.addend);
-            return Ok(CodePage { gpa });
+        (e.tag == linear & PAGE_MASK).then(|| linear.wrapping_add(e.addend))
+    }
+
+    /// Translates the linear address of code for execution: #GP(0) if not canonical, #PF.
+    #[inline(always)]
+    pub fn fetch_page(&mut self, linear: u64) -> Result<CodePage, Stop> {
+        match self.fetch_known(linear) {
+            Some(gpa) => Ok(CodePage {
+                gpa: gpa & PAGE_MASK,
+            }),
+            None => self.fetch_slow(linear),
         }
-        self.fetch_slow(linear)
     }
 
     /// The host address for a bulk access of up to `max` bytes at `linear`, upwards, and how many

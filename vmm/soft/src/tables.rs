@@ -132,21 +132,11 @@ impl Cpu {
                 if word & SHARED != 0 {
                     self.mmu.tlb.flush();
                 } else {
-                    let code = self.may_map_code(frame, word, at);
-                    self.drop_entries(word, at / size, at / size, code);
+                    self.drop_entries(word, at / size, at / size);
                 }
             }
             at += size;
         }
-    }
-
-    /// Whether code may have been run through the entry at `at`.
-    fn may_map_code(&self, frame: Frame, word: u64, at: u64) -> bool {
-        if word & LEGACY != 0 || !self.mmu.paging.nx {
-            return true;
-        }
-        let gpa = self.phys.gpa_of(frame.index) + at;
-        self.phys.read::<u64>(gpa).unwrap_or(0) & pte::NX == 0
     }
 
     /// Whether the store of `bytes` at `offset` changes the entry at `at`, if that is present.
@@ -175,9 +165,9 @@ impl Cpu {
     }
 
     /// Drops what entries `first` to `last` of a table with this word serve for.
-    fn drop_entries(&mut self, word: u64, first: u64, last: u64, code: bool) {
+    fn drop_entries(&mut self, word: u64, first: u64, last: u64) {
         match entries_range(word, first, last) {
-            Some((start, end)) => self.mmu.tlb.drop_range(start, end, code),
+            Some((start, end)) => self.mmu.tlb.drop_range(start, end),
             None => self.mmu.tlb.flush(),
         }
     }
@@ -190,7 +180,7 @@ impl Cpu {
             self.mmu.tlb.flush();
         } else if word & LEVEL != 0 {
             let last = if word & LEGACY != 0 { 1023 } else { 511 };
-            self.drop_entries(word, 0, last, true);
+            self.drop_entries(word, 0, last);
         }
     }
 }

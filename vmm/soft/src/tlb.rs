@@ -118,8 +118,6 @@ pub struct Current {
     pub read: *const Entry,
     pub write: *const Entry,
     pub fetch: *const Entry,
-    /// Tells fetch tables apart: below 64.
-    pub fetch_id: u64,
 }
 
 // SAFETY: points into boxes owned by the `Tlb` beside it, which moves with it.
@@ -131,22 +129,6 @@ pub struct Tlb {
     nothing: Box<[Entry]>,
     current: usize,
     clock: u64,
-    /// Grows whenever an entry may have been dropped: what was derived from a fetch entry in a
-    /// table (by its `fetch_id`) holds while this does not change.
-    pub generation: u64,
-    /// Pages noted by `note_code` in this generation, by a hash of the page number.
-    code: Box<[u64]>,
-}
-
-/// Words of `Tlb::code`.
-const CODE_WORDS: usize = 512;
-/// A range of so many pages is not looked up page by page.
-const MANY_PAGES: u64 = 1024;
-
-fn code_bit(linear: u64) -> (usize, u64) {
-    let page = linear / PAGE;
-    let hash = page ^ page >> 15;
-    ((hash / 64) as usize % CODE_WORDS, 1 << (hash % 64))
 }
 
 /// Slot of a linear address.
@@ -171,8 +153,6 @@ impl Tlb {
             nothing: vec![NO_ENTRY; SLOTS].into_boxed_slice(),
             current: 0,
             clock: 0,
-            generation: 1,
-            code: vec![0; CODE_WORDS].into_boxed_slice(),
         }
     }
 
@@ -193,7 +173,6 @@ impl Tlb {
             self.contexts.push(Context::new(key));
             return self.contexts.len() - 1;
         }
-        self.new_generation();
         let mut at = 0;
         for (i, c) in self.contexts.iter().enumerate() {
             if c.used < self.contexts[at].used {
@@ -212,7 +191,6 @@ impl Tlb {
             read: t[table(mode, Kind::Read)].as_ptr(),
             write: t[table(mode, Kind::Write)].as_ptr(),
             fetch: t[table(mode, Kind::Fetch)].as_ptr(),
-            fetch_id: (self.current * 3 + table(mode, Kind::Fetch) / 3) as u64,
         }
     }
 
@@ -249,46 +227,15 @@ impl Tlb {
         };
     }
 
-    /// Notes that something beside the TLB is derived from the fetch entry of this page, and holds as
-    /// long as the generation.
-    #[inline]
-    pub fn note_code(&mut self, linear: u64) {
-        let (word, bit) = code_bit(linear);
-        self.code[word] |= bit;
-    }
-
-    /// Begins a new generation, if anything of the old one is derived from these pages. A process
-    /// that ends takes its pages of code away one by one, between kernel code that goes on.
-    fn drop_code(&mut self, first: u64, last: u64) {
-        let noted = last - first >= MANY_PAGES * PAGE
-            || (first / PAGE..=last / PAGE).any(|page| {
-                let (word, bit) = code_bit(page * PAGE);
-                self.code[word] & bit != 0
-            });
-        if noted {
-            self.new_generation();
-        }
-    }
-
-    /// What was derived from fetch entries is to be derived anew.
-    pub fn new_generation(&mut self) {
-        self.generation += 1;
-        self.code.fill(0);
-    }
-
     /// Empties everything.
     pub fn flush(&mut self) {
-        self.new_generation();
         for c in &mut self.contexts {
             c.flush();
         }
     }
 
-    /// Drops one linear page everywhere; `code` says whether code may have been run from it.
-    pub fn drop_page(&mut self, linear: u64, code: bool) {
-        if code {
-            self.drop_code(linear, linear);
-        }
+    /// Drops one linear page everywhere.
+    pub fn drop_page(&mut self, linear: u64) {
         let tag = linear & PAGE_MASK;
         for c in &mut self.contexts {
             for t in c.tables.iter_mut() {
@@ -301,14 +248,10 @@ impl Tlb {
         }
     }
 
-    /// Drops the linear pages from `first` to `last` (addresses, inclusive) everywhere; `code` says
-    /// whether code may have been run from them.
-    pub fn drop_range(&mut self, first: u64, last: u64, code: bool) {
+    /// Drops the linear pages from `first` to `last` (addresses, inclusive) everywhere.
+    pub fn drop_range(&mut self, first: u64, last: u64) {
         if first & PAGE_MASK == last & PAGE_MASK {
-            return self.drop_page(first, code);
-        }
-        if code {
-            self.drop_code(first, last);
+            return self.drop_page(first);
         }
         for c in &mut self.contexts {
             c.flush_where(|_, e| e.tag >= first & PAGE_MASK && e.tag <= last);
@@ -352,11 +295,11 @@ mod tests {
         tlb.fill(Mode::User, Kind::Write, 0x6123, 9);
         tlb.select(key(1));
         assert_eq!(tlb.lookup(Mode::User, Kind::Read, 0x5fff), Some(7));
-        tlb.drop_page(0x5000, true);
+        tlb.drop_page(0x5000);
         assert_eq!(tlb.lookup(Mode::User, Kind::Read, 0x5000), None);
         tlb.select(key(2));
         assert_eq!(tlb.lookup(Mode::User, Kind::Write, 0x6000), Some(9));
-        tlb.drop_range(0x5000, 0x7fff, true);
+        tlb.drop_range(0x5000, 0x7fff);
         assert_eq!(tlb.lookup(Mode::User, Kind::Write, 0x6000), None);
         for cr3 in 10..20 {
             tlb.select(key(cr3));
