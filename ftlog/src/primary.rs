@@ -130,6 +130,10 @@ impl<T> Primary<T> {
         primary.effects = effects;
         primary.effects.push(Effect::Live(view));
         for released in unsent {
+            // With the output that switches the machine off everything ends.
+            if primary.phase == Phase::Halted {
+                break;
+            }
             primary.leave(now, released);
         }
         primary

@@ -366,6 +366,40 @@ fn power_off_ends_both() {
 }
 
 #[test]
+fn a_backup_that_takes_over_a_machine_that_is_going_off_ends_with_it() {
+    let mut pair = Pair::new();
+    // The guest switches itself off while an administrator does the same.
+    pair.output(5, MarkKind::Power, "off");
+    pair.output(5, MarkKind::Power, "cut");
+    while let Some(effect) = pair.a.next_effect() {
+        if let Effect::Send(bytes) = effect {
+            pair.b.received(pair.now, &bytes);
+        }
+    }
+    pair.b.closed(pair.now);
+    let won = View {
+        number: 2,
+        primary: B,
+        backup: None,
+    };
+    pair.b.register_answered(pair.now, ClaimAnswer::Won(won));
+    pair.replay("off");
+    pair.replay("cut");
+    assert_eq!(pair.b.phase(), Phase::Halted);
+    let mut seen = Vec::new();
+    while let Some(effect) = pair.b.next_effect() {
+        seen.push(word(&effect));
+    }
+    let end = [
+        "live 2",
+        "release \"off\"",
+        "CloseChannel",
+        "halt: the virtual machine is off",
+    ];
+    assert!(seen.ends_with(&end.map(String::from)), "{seen:?}");
+}
+
+#[test]
 fn nothing_comes_from_a_halted_primary() {
     let mut pair = Pair::new();
     pair.a.closed(pair.now);
