@@ -23,7 +23,7 @@ pub enum Stop {
     Reached,
     /// The vCPU waits for an interrupt.
     Idle,
-    /// Outputs wait in [`Machine::take_outputs`].
+    /// Outputs wait in [`Machine::take_outputs`], or the vCPU had shut down and was reset.
     Output,
     /// The machine is off and does not run again.
     Off(Off),
@@ -333,7 +333,14 @@ impl Machine {
             } => return Ok(Some(Stop::Idle)),
             Boundary::Window if goes_on => {}
             Boundary::Window => return Ok(Some(Stop::Reached)),
-            Boundary::Shutdown => self.reset()?,
+            Boundary::Shutdown if goes_on => {
+                // It counts as an instruction. Otherwise a guest whose first instruction faults
+                // would be reset for ever at one position, which nobody could ever reach the end of.
+                let count = self.position().count + 1;
+                self.reset_at(count)?;
+                return Ok(Some(Stop::Output));
+            }
+            Boundary::Shutdown => return Ok(Some(Stop::Reached)),
         }
         Ok(self.has_outputs().then_some(Stop::Output))
     }
@@ -372,7 +379,10 @@ impl Machine {
 
     /// Power-on state again; the position, the clock and the disk requests in flight go on.
     pub fn reset(&mut self) -> Result<(), MachineError> {
-        let count = self.engine.position().count;
+        self.reset_at(self.engine.position().count)
+    }
+
+    fn reset_at(&mut self, count: u64) -> Result<(), MachineError> {
         self.ram.clear()?;
         self.core.board.reset();
         let mut state = boot::load(&self.ram, &self.boot).map_err(MachineError::Load)?;

@@ -102,12 +102,15 @@ impl Recorder {
             match self.machine.run(until)? {
                 Stop::Output => {
                     self.put_out()?;
+                    let count = self.machine.position().count;
+                    self.queues.slice.put_out(count);
                     continue; // events are taken only where the vCPU has come to rest
                 }
                 Stop::Reached => self.queues.slice.reached(),
                 Stop::Idle => self.wait()?,
                 Stop::Off(_) => std::thread::sleep(OFF_WAIT),
             }
+            self.queues.slice.over();
             self.vcpu.show(&self.machine);
             self.take_arrivals()?;
             self.keep_time()?;

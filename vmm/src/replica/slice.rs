@@ -15,6 +15,8 @@ const PAUSE_MIN: Duration = Duration::from_micros(500);
 pub struct Slice {
     instructions: u64,
     begun: Instant,
+    /// Where the present slice ends; `None` between two.
+    end: Option<u64>,
     /// Time that the vCPU ran and has not paid for with a pause.
     owed: Duration,
 }
@@ -24,16 +26,35 @@ impl Default for Slice {
         Self {
             instructions: 20_000,
             begun: Instant::now(),
+            end: None,
             owed: Duration::ZERO,
         }
     }
 }
 
 impl Slice {
-    /// Begins a slice at position `count`; gives the position at which it ends.
+    /// The position at which the slice ends. Begins one at position `count` if there is none.
     pub fn end(&mut self, count: u64) -> u64 {
+        if let Some(end) = self.end {
+            return end;
+        }
         self.begun = Instant::now();
-        count.saturating_add(self.instructions)
+        let end = count.saturating_add(self.instructions);
+        self.end = Some(end);
+        end
+    }
+
+    /// The guest made an output at position `count`, and the slice goes on. One that takes too long
+    /// ends here: a guest that puts out more than it computes gets its interrupts all the same.
+    pub fn put_out(&mut self, count: u64) {
+        if self.begun.elapsed() > TARGET * 2 {
+            self.end = Some(count);
+        }
+    }
+
+    /// The slice is over, wherever it was to end.
+    pub fn over(&mut self) {
+        self.end = None;
     }
 
     /// The slice's end was reached: the next one is longer or shorter if that was far from the
