@@ -13,7 +13,7 @@ pub struct TestArgs {
     #[arg(long, default_value_t = 5_000)]
     seeds: u64,
     /// Cases of the CPU's differential test
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 300_000)]
     cases: u64,
 }
 

@@ -128,6 +128,11 @@ pub fn differences(
         ignore_below(native.cr2.wrapping_sub(DATA), &mut data, &guest.data);
         ignore_below(native.cr2.wrapping_sub(STACK), &mut stack, &guest.stack);
     }
+    let saves = |item: &Item| item.effective().mnemonic() == Mnemonic::Fxsave64;
+    if sequence.items.iter().any(saves) {
+        ignore_linear_width(&mut data, &guest.data);
+        ignore_linear_width(&mut stack, &guest.stack);
+    }
     bytes("data", DATA, &data, &guest.data, &mut out);
     bytes("stack", STACK, &stack, &guest.stack, &mut out);
     out
@@ -138,6 +143,18 @@ fn ignore_below(top: u64, native: &mut [u8], guest: &[u8]) {
     let top = top.min(native.len() as u64) as usize;
     let range = top.saturating_sub(0x200)..top;
     native[range.clone()].copy_from_slice(&guest[range]);
+}
+
+/// FXRSTOR64 makes FIP and FDP canonical for as many bits as the host's linear addresses have: 48
+/// for the engine, 57 on some hosts. What FXSAVE64 stored of them is made equal where only the
+/// upper 16 bits differ and the engine's repeat bit 47.
+fn ignore_linear_width(native: &mut [u8], guest: &[u8]) {
+    for (host, engine) in native.chunks_exact_mut(8).zip(guest.chunks_exact(8)) {
+        let fill = if engine[5] & 0x80 == 0 { 0 } else { 0xff };
+        if host[..6] == engine[..6] && engine[6..] == [fill; 2] {
+            host.copy_from_slice(engine);
+        }
+    }
 }
 
 fn ending(output: &Output) -> String {
