@@ -20,10 +20,8 @@ fn agrees(mode: Mode) -> anyhow::Result<()> {
     let seed = std::env::var("SEED")
         .ok()
         .and_then(|s| s.parse().ok())
-        .unwrap_or_else(|| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            now.map_or(1, |d| d.as_nanos() as u64 & 0xffff_ffff)
-        });
+        // The same each time: a red run is a change of ours. New cases are searched for by hand.
+        .unwrap_or(1);
     let options = Options {
         seed,
         mode,
