@@ -40,7 +40,8 @@ pub fn run(args: &TestArgs) -> Result<()> {
     );
     cargo("the software CPU against the host's", &cases)?;
     guest()?;
-    let own = std::env::current_exe()?;
+    // Not `current_exe`: building the workspace has replaced the file of this process.
+    let own = e2e::programs::path("xtask")?;
     let demo = ["demo", "--seconds", "8"];
     step::run("the demo", &own.to_string_lossy(), &demo)?;
     println!(
