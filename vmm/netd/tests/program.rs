@@ -13,7 +13,8 @@ use std::time::Duration;
 use guest::{connect, hello};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use wire::netport::{Hello, NetportClient, NetportError, ToSwitch, control_bytes};
+use wire::netport::{Hello, Mac, NetportClient, NetportError, ToSwitch, control_bytes};
+use wire::register::VmId;
 
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ft-netd"));
@@ -115,8 +116,15 @@ fn hostile_bytes_do_no_harm() {
         let _ = stream.write_all(&bytes);
         let _ = stream.read(&mut [0; 512]);
     }
-    // Whatever the noise announced: the highest view is served.
-    let (_sender, mut receiver) = connect(addr, 8, u64::MAX, true).split();
+    // The noise may have taken any address near `MAC` and any view of `VM`; a machine that has
+    // no byte in common with them is served.
+    let unheard = Hello {
+        vm: VmId([0xa7; 16]),
+        mac: Mac([0x02, 0xa7, 0xa7, 0xa7, 0xa7, 0xa7]),
+        ..hello(8, 1, true)
+    };
+    let client = NetportClient::connect(&addr.to_string(), &unheard, Duration::from_secs(20));
+    let (_sender, mut receiver) = client.unwrap().split();
     guest::expect_control(&mut receiver);
     child.kill().unwrap();
     child.wait().unwrap();
