@@ -13,4 +13,4 @@ mod state;
 pub use clock::ClockBase;
 pub use exit::{Boundary, Entry, Exit, PendingRead};
 pub use interface::{Engine, EngineError, EngineInfo};
-pub use state::{CpuState, DescriptorTable, Msrs, Segment};
+pub use state::{CpuState, DescriptorTable, Msrs, PROCESSOR_SIGNATURE, Segment};

@@ -40,6 +40,10 @@ pub struct Msrs {
     pub misc_enable: u64,
 }
 
+/// The processor's signature: what CPUID leaf 1 gives in EAX, and what RDX holds after a reset (SDM
+/// vol. 3, "Processor State After Reset"). Family 6, model 36h, stepping 1.
+pub const PROCESSOR_SIGNATURE: u32 = 0x0003_0661;
+
 /// The whole architectural state of the vCPU at a boundary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuState {
@@ -96,7 +100,7 @@ impl CpuState {
             limit: 0xffff,
         };
         let mut gpr = [0; 16];
-        gpr[2] = 0x0005_0654; // RDX: family, model, stepping
+        gpr[2] = u64::from(PROCESSOR_SIGNATURE); // RDX
         Self {
             count: 0,
             gpr,

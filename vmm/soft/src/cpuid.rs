@@ -9,13 +9,10 @@ use crate::cpu::{Cpu, reg};
 use crate::op::Op;
 use crate::phys::PHYSICAL_BITS;
 use crate::stop::Stop;
-use engine::ClockBase;
+use engine::{ClockBase, PROCESSOR_SIGNATURE};
 
 /// EAX, EBX, ECX, EDX.
 type Leaf = [u32; 4];
-
-/// Family 6, model 36h, stepping 1.
-pub const SIGNATURE: u32 = 0x0003_0661;
 
 const MAX_BASIC: u32 = 0x16;
 const MAX_EXTENDED: u32 = 0x8000_0008;
@@ -53,7 +50,12 @@ pub fn leaf(eax: u32, ecx: u32) -> Leaf {
     match eax {
         0 => [MAX_BASIC, word(b"Genu"), word(b"ntel"), word(b"ineI")],
         // CLFLUSH line of 64 bytes, one logical processor.
-        1 => [SIGNATURE, 1 << 16 | 8 << 8, FEATURES_ECX, FEATURES_EDX],
+        1 => [
+            PROCESSOR_SIGNATURE,
+            1 << 16 | 8 << 8,
+            FEATURES_ECX,
+            FEATURES_EDX,
+        ],
         // "See leaf 4".
         2 => [0x00ff_ff01, 0, 0, 0],
         4 => caches(ecx),
