@@ -8,17 +8,11 @@ use anyhow::{Context, Result, bail};
 
 /// Runs `program` with `args` as the step `title`. A failure names the command that repeats it.
 pub fn run(title: &str, program: &str, args: &[&str]) -> Result<()> {
-    run_env(title, program, args, &[])
-}
-
-/// The same, with variables added to the environment.
-pub fn run_env(title: &str, program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
-    let line = command_line(program, args, env);
+    let line = command_line(program, args);
     println!("\n=== {title}\n    $ {line}");
     let started = Instant::now();
     let status = Command::new(program)
         .args(args)
-        .envs(env.iter().copied())
         .current_dir(workspace())
         .stdin(Stdio::null())
         .status()
@@ -31,7 +25,7 @@ pub fn run_env(title: &str, program: &str, args: &[&str], env: &[(&str, &str)]) 
     Ok(())
 }
 
-fn command_line(program: &str, args: &[&str], env: &[(&str, &str)]) -> String {
+fn command_line(program: &str, args: &[&str]) -> String {
     let quoted = args.iter().map(|arg| {
         let plain = arg
             .chars()
@@ -42,9 +36,7 @@ fn command_line(program: &str, args: &[&str], env: &[(&str, &str)]) -> String {
             format!("'{arg}'")
         }
     });
-    env.iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .chain([program.to_owned()])
+    std::iter::once(program.to_owned())
         .chain(quoted)
         .collect::<Vec<_>>()
         .join(" ")
