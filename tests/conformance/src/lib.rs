@@ -97,8 +97,7 @@ pub(crate) use same;
 macro_rules! assemble {
     ($bits:expr, $ip:expr, |$a:ident| $body:block) => {{
         let bytes = || -> Result<Vec<u8>, iced_x86::IcedError> {
-            #[allow(unused_mut)]
-            let mut $a = iced_x86::code_asm::CodeAssembler::new($bits)?;
+            let $a = &mut iced_x86::code_asm::CodeAssembler::new($bits)?;
             $body
             $a.assemble($ip)
         };

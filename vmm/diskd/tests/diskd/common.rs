@@ -1,10 +1,5 @@
 //! A disk server for tests: in this process or as the real program.
 
-// Each test program uses its part of this.
-#![allow(dead_code)]
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

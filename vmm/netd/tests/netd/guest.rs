@@ -1,11 +1,6 @@
 //! A guest for the switch's tests: a small TCP stack with an echo server, carried from one
 //! replica's connection to the next as a failover would.
 
-// Each test program uses its part of this.
-#![allow(dead_code)]
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};

@@ -1,15 +1,10 @@
 //! The design's rules 5 and 6 over real sockets: one winner, and nothing of an old view lands
 //! after the new one was told that it has won.
 
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::*;
+use crate::common::*;
 use wire::nbd::{Errno, NbdError, Operation};
 use wire::register::ClaimAnswer;
 

@@ -1,19 +1,14 @@
 //! A client's TCP connection through the user-mode forwarder survives the replica behind it.
 
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
-mod guest;
-
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::guest::{ECHO_PORT, Runner, connect, expect_control, frame_to};
 use ft_netd::config::Subnet;
 use ft_netd::{Config, Forward, Handle, Outside, serve};
-use guest::{ECHO_PORT, Runner, connect, expect_control, frame_to};
 use wire::netport::{FromSwitch, Mac, Message};
 
 fn switch() -> Handle {
@@ -110,7 +105,7 @@ fn a_client_notices_nothing_of_two_failovers_under_load() {
 }
 
 /// Longer than a failover takes. Run it by
-/// `cargo test --release -p ft-netd --test failover -- --ignored`.
+/// `cargo test --release -p ft-netd --test netd failover -- --ignored`.
 #[test]
 #[ignore = "takes 12 s of silence"]
 fn a_client_survives_twelve_seconds_of_silence() {
@@ -176,7 +171,7 @@ fn a_fenced_replica_is_told_and_its_frames_go_nowhere() {
     );
 }
 
-/// Figures for a person: `cargo test --release -p ft-netd --test failover -- --ignored --nocapture`.
+/// Figures for a person: `cargo test --release -p ft-netd --test netd failover -- --ignored --nocapture`.
 #[test]
 #[ignore = "measures, asserts nothing about time"]
 fn throughput_and_latency() {

@@ -1,9 +1,6 @@
 //! A network namespace for one test: it belongs to the test's thread and to what that starts, and
 //! goes away with them.
 
-// A failure to set up is a failed test.
-#![allow(clippy::unwrap_used)]
-
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};

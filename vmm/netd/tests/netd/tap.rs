@@ -1,19 +1,13 @@
 //! The guest on a real L2 network of the host, through a TAP interface and a bridge.
 
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
-mod guest;
-mod namespace;
-
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
+use crate::guest::{ECHO_PORT, Runner, connect};
+use crate::namespace::{in_namespace, ip};
 use ft_netd::config::Subnet;
 use ft_netd::{Config, Handle, Outside, serve};
-use guest::{ECHO_PORT, Runner, connect};
-use namespace::{in_namespace, ip};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 15);
 

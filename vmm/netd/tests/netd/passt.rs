@@ -1,19 +1,13 @@
 //! `passt` behind the switch, in a namespace with an interface that it can take for the world.
 
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
-mod guest;
-mod namespace;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::guest::{ECHO_PORT, MAC, Runner, connect};
+use crate::namespace::{in_namespace, ip};
 use ft_netd::config::Subnet;
 use ft_netd::{Config, Forward, Handle, Outside, serve};
-use guest::{ECHO_PORT, MAC, Runner, connect};
-use namespace::{in_namespace, ip};
 use wire::netport::Message;
 
 fn switch() -> Handle {
@@ -98,7 +92,7 @@ fn a_client_reaches_the_guest_and_survives_a_short_failover() {
 }
 
 /// Why `--net user` is the default. Run it by
-/// `cargo test --release -p ft-netd --test passt -- --ignored --nocapture`.
+/// `cargo test --release -p ft-netd --test netd passt -- --ignored --nocapture`.
 #[test]
 #[ignore = "takes up to 30 s of silence"]
 fn passt_gives_a_silent_guest_up() {

@@ -1,16 +1,11 @@
 //! What goes wrong is said in words, and hostile bytes do no harm.
 
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use ft_diskd::{ServeError, serve};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -128,7 +123,7 @@ fn requests_out_of_bounds_or_unknown_are_refused_and_the_connection_lives() {
 fn hostile_bytes_do_no_harm() {
     let seed: u64 =
         std::env::var("SEED").map_or_else(|_| rand::rng().random(), |s| s.parse().unwrap());
-    println!("repeat with SEED={seed} cargo test --release -p ft-diskd --test errors");
+    println!("repeat with SEED={seed} cargo test --release -p ft-diskd --test diskd errors");
     let mut random = StdRng::seed_from_u64(seed);
     let dir = tempfile::tempdir().unwrap();
     let server = start(dir.path(), 1 << 20);

@@ -1,16 +1,11 @@
 //! The program itself: its ready line, its end, its words, and hostile bytes at its door.
 
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
-mod guest;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use guest::{connect, hello};
+use crate::guest::{connect, hello};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use wire::netport::{Hello, Mac, NetportClient, NetportError, ToSwitch, control_bytes};
@@ -85,7 +80,7 @@ fn a_replica_of_another_version_is_refused_in_words() {
 fn hostile_bytes_do_no_harm() {
     let seed: u64 =
         std::env::var("SEED").map_or_else(|_| rand::rng().random(), |s| s.parse().unwrap());
-    println!("repeat with SEED={seed} cargo test --release -p ft-netd --test program");
+    println!("repeat with SEED={seed} cargo test --release -p ft-netd --test netd program");
     let mut random = StdRng::seed_from_u64(seed);
     let mut child = program(&["--replicas", "127.0.0.1:0"]).spawn().unwrap();
     let addr: std::net::SocketAddr = ready(&mut child)["replicas"]
@@ -125,7 +120,7 @@ fn hostile_bytes_do_no_harm() {
     };
     let client = NetportClient::connect(&addr.to_string(), &unheard, Duration::from_secs(20));
     let (_sender, mut receiver) = client.unwrap().split();
-    guest::expect_control(&mut receiver);
+    crate::guest::expect_control(&mut receiver);
     child.kill().unwrap();
     child.wait().unwrap();
 }

@@ -1,14 +1,9 @@
 //! The server is killed at random moments and started again: no answered claim is lost, no view
 //! goes back, no acknowledged write is lost.
 
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use wire::nbd::NbdError;
@@ -38,7 +33,7 @@ fn claim_until_killed(register: &mut RegisterClient, mut view: View) -> View {
 fn answered_claims_survive_sigkill() {
     let seed: u64 =
         std::env::var("SEED").map_or_else(|_| rand::rng().random(), |s| s.parse().unwrap());
-    println!("repeat with SEED={seed} cargo test --release -p ft-diskd --test restart");
+    println!("repeat with SEED={seed} cargo test --release -p ft-diskd --test diskd restart");
     let mut random = StdRng::seed_from_u64(seed);
     let dir = tempfile::tempdir().unwrap();
     make_image(dir.path(), 1 << 20);

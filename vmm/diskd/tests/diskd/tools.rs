@@ -1,11 +1,6 @@
 //! The tools that administrators use: nbdinfo, nbdcopy, qemu-io.
 
-// Helpers outside #[test] functions: a failure to set up is a failed test all the same.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 
 fn good(package: &str, program: &str, args: &[&str]) -> String {
     let (success, text) = tool(package, program, args);
