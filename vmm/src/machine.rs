@@ -38,6 +38,35 @@ pub enum Off {
     Exit(u32),
 }
 
+impl Off {
+    /// The exit status of a program that ran the machine: 0, or 64 + n for an n (its low 6 bits) on
+    /// the exit port. Lower ones are the program's own failures.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Off::Power => 0,
+            Off::Exit(code) => 64 + (code & 63) as u8,
+        }
+    }
+
+    /// The other way; `None`: the program failed.
+    pub fn from_exit_status(status: u8) -> Option<Self> {
+        match status {
+            0 => Some(Off::Power),
+            64..128 => Some(Off::Exit(u32::from(status - 64))),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Off {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Off::Power => f.write_str("the guest turned its power off"),
+            Off::Exit(code) => write!(f, "the guest wrote {code} to the exit port"),
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     #[error("the CPU engine failed")]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use ft_ctl::rundir::RunDir;
-use ft_ctl::up::Up;
+use ft_ctl::up::{Up, UpError};
 use ft_ctl::{bench, console, doctor, down, interrupt, log, status, up, watch};
 use nix::sys::signal::Signal;
 use vmm::config::ConfigFlags;
@@ -25,7 +25,8 @@ const CONTROL_LONG: Duration = Duration::from_secs(180);
     version,
     about = "Starts, watches and ends fault-tolerant machines",
     after_help = "Exit status: 0 done; 1 it failed, or what it was to check is wrong; 2 the command \
-                  line is not right; 130 interrupted."
+                  line is not right; 64 + n `up`: the guest has already written n to the exit \
+                  port; 130 interrupted."
 )]
 struct Args {
     #[command(subcommand)]
@@ -162,8 +163,7 @@ enum ViewCommand {
 
 fn main() -> ExitCode {
     match run(Args::parse().command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(_) if interrupt::requested() => {
             eprintln!("ft-ctl: interrupted; what was started has been ended");
             ExitCode::from(interrupt::EXIT_CODE)
@@ -175,15 +175,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// Carries a command out; `false`: it found what it was to find out, and that is bad.
-fn run(command: Command) -> Result<bool> {
+/// The exit status of a command that found out what it was to find out: whether that is good.
+fn verdict(good: bool) -> ExitCode {
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Carries a command out.
+fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Bench { command } => {
             interrupt::catch()?;
-            return bench::run(command);
+            return bench::run(command).map(verdict);
         }
-        Command::Doctor { json } => return doctor::run(json),
-        Command::Log { command } => return log::run(command),
+        Command::Doctor { json } => return doctor::run(json).map(verdict),
+        Command::Log { command } => return log::run(command).map(verdict),
         Command::Up {
             file,
             from,
@@ -192,14 +201,12 @@ fn run(command: Command) -> Result<bool> {
         } => {
             let config = flags.resolve(file.as_deref())?;
             let quiet = false;
-            start(
-                Up {
-                    config,
-                    from,
-                    quiet,
-                },
-                json,
-            )
+            let up = Up {
+                config,
+                from,
+                quiet,
+            };
+            return start(up, json);
         }
         Command::Down { which } => {
             let (dir, running) = RunDir::find(which.name.as_deref())?;
@@ -227,12 +234,25 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::View { command } => view(command),
     }?;
-    Ok(true)
+    Ok(ExitCode::SUCCESS)
 }
 
-fn start(request: Up, json: bool) -> Result<()> {
+/// Starts a machine. One that is off already is no failure: its end is the exit status.
+fn start(request: Up, json: bool) -> Result<ExitCode> {
     interrupt::catch()?;
-    let machine = up::up(request)?;
+    let name = request.config.vm.name.clone();
+    let machine = match up::up(request) {
+        Err(UpError::Off(off)) => {
+            if json {
+                let report = serde_json::json!({ "name": name, "off": off });
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                println!("{name}: it has run and is off: {off}");
+            }
+            return Ok(off.exit_status().into());
+        }
+        outcome => outcome?,
+    };
     if json {
         let seen = status::status(&machine.running);
         let report = serde_json::json!({
@@ -247,7 +267,7 @@ fn start(request: Up, json: bool) -> Result<()> {
             "switch": machine.running.switch,
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     println!(
         "{}: up, in {}",
@@ -258,7 +278,7 @@ fn start(request: Up, json: bool) -> Result<()> {
         println!("  guest port {:5} is {}", forward.guest_port, forward.host);
     }
     println!("  ft-ctl status | watch | console | kill primary | down");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn role(which: &Which, role: Role) -> Result<ft_ctl::rundir::ReplicaProcess> {

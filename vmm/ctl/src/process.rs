@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -130,13 +131,36 @@ pub fn program(name: &str) -> Result<PathBuf, StartError> {
         })
 }
 
+/// A program that has said that it is ready.
+pub struct Started<T> {
+    pub process: Process,
+    pub ready: T,
+    pub end: End,
+}
+
+/// How a child of this process ended, once it has.
+#[derive(Clone)]
+pub struct End(Arc<OnceLock<ExitStatus>>);
+
+impl End {
+    /// The status with which it ended, if it has and no signal ended it.
+    pub fn code(&self) -> Option<u8> {
+        self.0.get()?.code()?.try_into().ok()
+    }
+
+    /// Whether it has ended and [`code`](Self::code) knows.
+    pub fn is_known(&self) -> bool {
+        self.0.get().is_some()
+    }
+}
+
 /// Starts a program in the background, its log going to `log`, and waits for the line of JSON that
 /// it prints when it is ready.
 pub fn start<T: serde::de::DeserializeOwned>(
     name: &str,
     args: &[OsString],
     log: &Path,
-) -> Result<(Process, T), StartError> {
+) -> Result<Started<T>, StartError> {
     let path = program(name)?;
     let failed = |source| StartError::Log {
         path: log.to_owned(),
@@ -161,7 +185,7 @@ pub fn start<T: serde::de::DeserializeOwned>(
         })?;
     let line = first_line(&mut child);
     let process = i32::try_from(child.id()).ok().and_then(Process::of);
-    reap(child);
+    let end = reap(child);
     let (Some(process), Some(line)) = (process, line) else {
         return Err(StartError::Ended {
             program: name.to_owned(),
@@ -169,7 +193,11 @@ pub fn start<T: serde::de::DeserializeOwned>(
         });
     };
     match serde_json::from_str(&line) {
-        Ok(ready) => Ok((process, ready)),
+        Ok(ready) => Ok(Started {
+            process,
+            ready,
+            end,
+        }),
         Err(_) => {
             process.end(Duration::from_secs(1));
             Err(StartError::Ready {
@@ -190,8 +218,16 @@ fn first_line(child: &mut Child) -> Option<String> {
 }
 
 /// A child that ends must not stay a zombie while its parent lives.
-fn reap(mut child: Child) {
-    std::thread::spawn(move || child.wait());
+fn reap(mut child: Child) -> End {
+    let end = Arc::new(OnceLock::new());
+    let told = Arc::clone(&end);
+    std::thread::spawn(move || {
+        if let Ok(status) = child.wait() {
+            // Nobody else sets it.
+            let _ = told.set(status);
+        }
+    });
+    End(end)
 }
 
 /// The end of a log file.

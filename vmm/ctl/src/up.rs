@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use vmm::config::{ByteSize, Config, ConfigError, Net, NetMode, Seed};
+use vmm::machine::Off;
 use vmm::save::{About, LoadError};
 use wire::control::{ControlAddr, Protection, Role};
 use wire::register::{RegisterClient, RegisterError, ReplicaId, VmId};
 
-use crate::process::{self, Process, StartError, tail};
+use crate::process::{self, End, StartError, Started, tail};
 use crate::progress::Teller;
 use crate::rundir::{Forwarded, ReplicaProcess, RunDir, RunDirError, Running};
 use crate::{interrupt, log, status};
@@ -57,6 +58,8 @@ pub enum UpError {
     },
     #[error("replica {id} ended while the machine was starting; it said:\n{said}")]
     Ended { id: ReplicaId, said: String },
+    #[error("the machine ended while it was starting: {0}")]
+    Off(Off),
     #[error("the machine was not running after {seconds} s: {state}")]
     NotRunning { seconds: u64, state: String },
     #[error("interrupted; what was started has been ended")]
@@ -123,6 +126,8 @@ struct Starting {
     config: Config,
     from: Option<PathBuf>,
     running: Running,
+    /// Of the replicas.
+    ends: Vec<(ReplicaId, End)>,
 }
 
 impl Starting {
@@ -161,6 +166,7 @@ impl Starting {
             config,
             from: request.from,
             running,
+            ends: Vec::new(),
         }
     }
 
@@ -284,7 +290,7 @@ impl Starting {
             "/".into(),
         ];
         let log = self.dir.file("diskd.log");
-        let (process, ready): (Process, DiskdReady) = process::start("ft-diskd", &args, &log)?;
+        let Started { process, ready, .. } = process::start::<DiskdReady>("ft-diskd", &args, &log)?;
         self.running.diskd = Some(process);
         self.running.nbd = Some(ready.nbd);
         self.running.register = Some(ready.register);
@@ -312,7 +318,7 @@ impl Starting {
             args.push(format!("{}:{}", forward.host, forward.guest).into());
         }
         let log = self.dir.file("netd.log");
-        let (process, ready): (Process, NetdReady) = process::start("ft-netd", &args, &log)?;
+        let Started { process, ready, .. } = process::start::<NetdReady>("ft-netd", &args, &log)?;
         self.running.netd = Some(process);
         self.running.switch = Some(ready.replicas);
         self.running.forwards = ready.forwards;
@@ -405,7 +411,12 @@ impl Starting {
             );
         }
         let log = self.log(id);
-        let (process, ready): (Process, VmmReady) = process::start("ft-vmm", &args, &log)?;
+        let Started {
+            process,
+            ready,
+            end,
+        } = process::start::<VmmReady>("ft-vmm", &args, &log)?;
+        self.ends.push((id, end));
         let control = ready.control.clone();
         self.running.replicas.push(ReplicaProcess {
             id,
@@ -437,14 +448,15 @@ impl Starting {
                 return Ok(());
             }
             go_on()?;
-            for replica in &self.running.replicas {
-                if !replica.process.is_alive() {
-                    let said = tail(&self.log(replica.id));
-                    return Err(UpError::Ended {
-                        id: replica.id,
-                        said,
-                    });
-                }
+            if let Some((id, end)) = self.ends.iter().find(|(_, end)| end.is_known()) {
+                // A test kernel may be done before anybody has seen it run.
+                return Err(match end.code().and_then(Off::from_exit_status) {
+                    Some(off) => UpError::Off(off),
+                    None => UpError::Ended {
+                        id: *id,
+                        said: tail(&self.log(*id)),
+                    },
+                });
             }
             if begun.elapsed() > patience {
                 let seconds = patience.as_secs();

@@ -8,7 +8,7 @@
 //! | 1 | the replica could not start or go on; stderr says why |
 //! | 2 | the flags or the configuration are not right |
 //! | 3 | the replica had to halt: another one is live, or it diverged |
-//! | 64 + n | the guest wrote n (0 to 63) to the exit port |
+//! | 64 + n | the guest wrote n to the exit port (its low 6 bits) |
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +17,6 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use vmm::config::{ConfigFlags, Endpoints};
 use vmm::errors::chain;
-use vmm::machine::Off;
 use vmm::replica::{self, Ended, ReadyAt, Role, Spec};
 use wire::control::ControlAddr;
 use wire::register::ReplicaId;
@@ -70,7 +69,7 @@ fn main() -> ExitCode {
         Role::Backup => config.backup.clone(),
     };
     let (ready, ready_at) = crossbeam_channel::bounded::<ReadyAt>(1);
-    std::thread::spawn(move || {
+    let teller = std::thread::spawn(move || {
         if let Ok(at) = ready_at.recv()
             && let Ok(line) = serde_json::to_string(&at)
         {
@@ -89,8 +88,8 @@ fn main() -> ExitCode {
         ready,
     };
     let code = match replica::run(spec) {
-        Ok(Ended::Off(Off::Power)) | Ok(Ended::Quit) => 0,
-        Ok(Ended::Off(Off::Exit(code))) => 64 + (code & 63) as u8,
+        Ok(Ended::Off(off)) => off.exit_status(),
+        Ok(Ended::Quit) => 0,
         Ok(Ended::Halted(reason)) => {
             eprintln!("ft-vmm: this replica has halted: {reason}");
             3
@@ -100,6 +99,8 @@ fn main() -> ExitCode {
             1
         }
     };
+    // However short the machine's life was, it is said where it was.
+    let _ = teller.join();
     ExitCode::from(code)
 }
 
