@@ -7,6 +7,10 @@
 //! | [`config`] | the machine's configuration: TOML file and flags |
 //! | [`link`] | connections to the disk server, the switch and people at consoles |
 
+/// Which Lockstep this is: the version, `+`, and a hash of the sources on which a replay depends.
+/// Replicas of different builds refuse each other.
+pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("LOCKSTEP_SOURCES"));
+
 pub mod boot;
 pub mod config;
 pub mod errors;

@@ -12,9 +12,10 @@ use crate::position::Position;
 
 /// The version of the format. It changes whenever the bytes or their meaning change; there is no
 /// reading of other versions.
-pub const LOG_VERSION: u16 = 1;
+pub const LOG_VERSION: u16 = 2;
 const MAGIC: [u8; 8] = *b"\x89FTLOG\r\n";
 const ENGINE_BYTES_MAX: usize = 64;
+const BUILD_BYTES_MAX: usize = 64;
 const REGIONS_MAX: usize = 64;
 
 /// What a position's `count` counts.
@@ -52,6 +53,9 @@ pub struct Header {
     pub vm: VmId,
     /// The view in which the log is recorded.
     pub view: u64,
+    /// Which program makes it: version and hash of the sources on which a replay depends (at most 64
+    /// bytes).
+    pub build: String,
     /// The CPU engine's name (at most 64 bytes).
     pub engine: String,
     pub counts: CountUnit,
@@ -78,6 +82,10 @@ pub enum Mismatch {
     Vm { ours: VmId, theirs: VmId },
     #[error("this replica is in view {ours}, the log is recorded in view {theirs}")]
     View { ours: u64, theirs: u64 },
+    #[error(
+        "this replica is build {ours} of Lockstep, the log was made by build {theirs}; start both with the same build"
+    )]
+    Build { ours: String, theirs: String },
     #[error(
         "this replica runs engine {ours:?}, the log was made by engine {theirs:?}; start both with the same --engine"
     )]
@@ -131,6 +139,7 @@ impl Header {
         }
         same!(vm, Vm);
         same!(view, View);
+        same!(build, Build);
         same!(engine, Engine);
         same!(counts, Counts);
         same!(cpuid, Cpuid);
@@ -157,6 +166,7 @@ impl Header {
         out.extend_from_slice(&LOG_VERSION.to_le_bytes());
         out.extend_from_slice(&self.vm.0);
         put(out, self.view);
+        put_data(out, self.build.as_bytes());
         put_data(out, self.engine.as_bytes());
         out.push(match self.counts {
             CountUnit::Instructions => 0,
@@ -190,6 +200,7 @@ impl Header {
         }
         let vm = VmId(body.array("the VM's id")?);
         let view = body.varint("the view")?;
+        let build = body.text("the build", BUILD_BYTES_MAX)?;
         let engine = body.text("the engine's name", ENGINE_BYTES_MAX)?;
         let counts = match body.u8("the unit of counts")? {
             0 => CountUnit::Instructions,
@@ -218,6 +229,7 @@ impl Header {
         Ok(Header {
             vm,
             view,
+            build,
             engine,
             counts,
             memory,

@@ -9,6 +9,7 @@ pub(crate) fn header() -> Header {
     Header {
         vm: VmId([7; 16]),
         view: 1,
+        build: "0.1.0+5eed".into(),
         engine: "soft".into(),
         counts: CountUnit::Instructions,
         cpuid: 1,
@@ -387,9 +388,15 @@ fn each_difference_between_headers_has_its_message() {
     let ours = header();
     assert_eq!(ours.check_compatible(&header()), Ok(()));
     type Change = fn(&mut Header);
-    let cases: [(&str, Change); 10] = [
+    let cases: [(&str, Change); 11] = [
         ("VM", |h| h.vm = VmId([8; 16])),
         ("view", |h| h.view = 2),
+        (
+            "0.1.0+5eed of Lockstep, the log was made by build 0.1.0+0dd",
+            |h| {
+                h.build = "0.1.0+0dd".into();
+            },
+        ),
         ("--engine", |h| h.engine = "kvm".into()),
         ("counts", |h| h.counts = CountUnit::Branches),
         ("CPUID", |h| h.cpuid = 9),

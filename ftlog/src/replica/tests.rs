@@ -13,6 +13,7 @@ fn header() -> Header {
     Header {
         vm: VmId([1; 16]),
         view: 1,
+        build: "0.1.0+5eed".into(),
         engine: "toy".into(),
         counts: CountUnit::Instructions,
         cpuid: 0,

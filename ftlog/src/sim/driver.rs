@@ -90,6 +90,7 @@ impl Node {
         let header = Header {
             vm: VmId([1; 16]),
             view: view.number,
+            build: "0.1.0+5eed".into(),
             engine: "toy".into(),
             counts: CountUnit::Instructions,
             cpuid: 1,

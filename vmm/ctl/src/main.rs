@@ -22,7 +22,7 @@ const CONTROL_LONG: Duration = Duration::from_secs(180);
 #[derive(Parser)]
 #[command(
     name = "ft-ctl",
-    version,
+    version = vmm::BUILD,
     about = "Starts, watches and ends fault-tolerant machines",
     after_help = "Exit status: 0 done; 1 it failed, or what it was to check is wrong; 2 the command \
                   line is not right; 64 + n `up`: the guest has already written n to the exit \

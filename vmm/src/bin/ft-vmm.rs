@@ -22,7 +22,7 @@ use wire::control::ControlAddr;
 use wire::register::ReplicaId;
 
 #[derive(Parser)]
-#[command(version, about = "One replica of a fault-tolerant virtual machine")]
+#[command(name = "ft-vmm", version = vmm::BUILD, about = "One replica of a fault-tolerant virtual machine")]
 struct Args {
     /// What this replica begins as
     #[arg(long, value_enum, default_value = "solo")]

@@ -93,6 +93,9 @@ pub struct Outcome {
 
 /// Replays a log from its header to its end.
 ///
+/// A log of another build is replayed too, since that build may be gone: its header has the name
+/// ([`Header::build`]), for the caller to warn.
+///
 /// # Errors
 /// A file that is damaged or of another machine. A log whose disk reads are not in it
 /// (`disk-reads=backup`) ends with a difference at the first read.
@@ -139,7 +142,7 @@ pub fn replay<R: Read>(
     })
 }
 
-/// The header as this replica would write it. The view is whatever the log's is.
+/// The header as this replica would write it. View and build are whatever the log's are.
 fn own_header(hello: &Hello, replica: &Replica, machine: &Machine) -> Result<Header, OfflineError> {
     let vm = &replica.config.vm;
     if replica.from.is_none() {
@@ -149,12 +152,10 @@ fn own_header(hello: &Hello, replica: &Replica, machine: &Machine) -> Result<Hea
             .ok_or(OfflineError::Incomplete("vm.start_time"))?;
     }
     let id = vm.uuid.unwrap_or(hello.header.vm);
-    Ok(setup::header(
-        id,
-        hello.header.view,
-        &replica.config,
-        machine,
-    ))
+    Ok(Header {
+        build: hello.header.build.clone(),
+        ..setup::header(id, hello.header.view, &replica.config, machine)
+    })
 }
 
 /// A log file as the replayer's log.

@@ -466,6 +466,7 @@ pub(super) fn header(vm: VmId, view: u64, config: &Config, machine: &Machine) ->
     Header {
         vm,
         view,
+        build: crate::BUILD.to_owned(),
         engine: info.name.to_owned(),
         counts: CountUnit::Instructions,
         cpuid: info.cpuid_hash,

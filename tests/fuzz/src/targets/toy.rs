@@ -25,6 +25,7 @@ pub fn header() -> Header {
     Header {
         vm: VM,
         view: 1,
+        build: "0.1.0+5eed".into(),
         engine: "toy".into(),
         counts: CountUnit::Instructions,
         cpuid: 1,

@@ -80,8 +80,8 @@ fn write_header(hello: &Hello, what: What, out: &mut impl Write) -> Result<()> {
     }
     writeln!(
         out,
-        "log of VM {}, view {}, recorded by replica {} with engine {}",
-        header.vm, header.view, hello.replica, header.engine
+        "log of VM {}, view {}, recorded by replica {} with engine {}, build {}",
+        header.vm, header.view, hello.replica, header.engine, header.build
     )?;
     writeln!(
         out,

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use ftlog::codec::LogFile;
 
 pub use dump::dump;
-pub use replay::replay;
+pub use replay::{Options, replay};
 
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
@@ -39,6 +39,9 @@ pub enum LogCommand {
         /// The saved state that the recorded machine began from
         #[arg(long, value_name = "STATE")]
         from: Option<PathBuf>,
+        /// Do not warn that the log was made by another build of Lockstep
+        #[arg(long)]
+        any_build: bool,
         #[arg(long)]
         json: bool,
     },
@@ -64,8 +67,17 @@ pub fn run(command: LogCommand) -> Result<bool> {
             file,
             config,
             from,
+            any_build,
             json,
-        } => replay(&file, config, from, json),
+        } => replay(
+            &file,
+            replay::Options {
+                config,
+                from,
+                any_build,
+                json,
+            },
+        ),
     }
 }
 

@@ -14,16 +14,24 @@ use vmm::replica::offline::{self, Difference, Outcome, Replica};
 
 use crate::progress::Teller;
 
+/// How to replay.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The machine's configuration; default: the file beside the log.
+    pub config: Option<PathBuf>,
+    /// The saved state that the machine began from.
+    pub from: Option<PathBuf>,
+    /// No warning if another build made the log.
+    pub any_build: bool,
+    pub json: bool,
+}
+
 /// Replays the log and says what was found; `false`: a difference.
-pub fn replay(
-    path: &Path,
-    config: Option<PathBuf>,
-    from: Option<PathBuf>,
-    json: bool,
-) -> Result<bool> {
+pub fn replay(path: &Path, options: Options) -> Result<bool> {
+    let json = options.json;
     let replica = Replica {
-        from,
-        ..machine_of(path, config)?
+        from: options.from,
+        ..machine_of(path, options.config)?
     };
     let (file, total) = super::open(path)?;
     let read = Rc::new(Cell::new(0));
@@ -32,6 +40,14 @@ pub fn replay(
         read: Rc::clone(&read),
     };
     let log = super::open_log(BufReader::new(counted), path)?;
+    let build = log.hello().header.build.clone();
+    if build != vmm::BUILD && !options.any_build {
+        eprintln!(
+            "ft-ctl: this is build {} of Lockstep, the log was made by build {build}: a difference \
+             may come from that (--any-build: do not warn)",
+            vmm::BUILD
+        );
+    }
     let mut teller = Teller::new(json);
     teller.step(&format!("replaying {}", path.display()));
     let begun = Instant::now();
@@ -43,7 +59,7 @@ pub fn replay(
     let took = begun.elapsed().as_secs_f64();
     let mips = (outcome.position.count - first) as f64 / took / 1e6;
     if json {
-        print_json(&outcome, took, mips)?;
+        print_json(&outcome, &build, took, mips)?;
     } else {
         print(&outcome, took, mips);
     }
@@ -150,7 +166,7 @@ fn print_difference(difference: &Difference) {
     );
 }
 
-fn print_json(outcome: &Outcome, took: f64, mips: f64) -> Result<()> {
+fn print_json(outcome: &Outcome, log_build: &str, took: f64, mips: f64) -> Result<()> {
     let difference = outcome.difference.as_ref().map(|difference| {
         json!({
             "seq": difference.seq,
@@ -160,6 +176,8 @@ fn print_json(outcome: &Outcome, took: f64, mips: f64) -> Result<()> {
         })
     });
     let report = json!({
+        "build": vmm::BUILD,
+        "log_build": log_build,
         "agrees": outcome.difference.is_none(),
         "entries": outcome.entries,
         "marks": outcome.marks,

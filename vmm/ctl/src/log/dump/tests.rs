@@ -8,6 +8,7 @@ fn sample() -> (tempfile::NamedTempFile, usize) {
     let header = Header {
         vm: VmId([1; 16]),
         view: 3,
+        build: "0.1.0+5eed".into(),
         engine: "soft".into(),
         counts: CountUnit::Instructions,
         cpuid: 1,
