@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use cli::{eprintln, println};
 use guest_images::{GuestImage, Options, Progress};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 

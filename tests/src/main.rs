@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use cli::{eprintln, println};
 use tests::check::{Verdict, check};
 use tests::client::{Load, Options};
 use tests::history::History;

@@ -9,6 +9,7 @@ mod step;
 mod test;
 
 use clap::{Parser, Subcommand};
+use cli::eprintln;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Lockstep's project commands")]

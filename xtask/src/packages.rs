@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
+use cli::println;
 
 /// A program and the package that has it.
 struct Need {

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use cli::println;
 
 /// Runs `program` with `args` as the step `title`. A failure names the command that repeats it.
 pub fn run(title: &str, program: &str, args: &[&str]) -> Result<()> {

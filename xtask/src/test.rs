@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use cli::println;
 
 use crate::{packages, step};
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Parser;
+use cli::{eprintln, print, println};
 use differential::case::{Input, Mode};
 use differential::catalog::catalog;
 use differential::compare::Strictness;

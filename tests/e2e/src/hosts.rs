@@ -5,6 +5,7 @@ use std::fs::File;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use cli::eprintln;
 use nix::sched::{CloneFlags, setns};
 
 /// A network of hosts; removed when this value goes.

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cli::eprintln;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use wire::control::{ControlAddr, ControlClient, Protection, Request, Response, Role, Status};

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
+use cli::{eprintln, println};
 use e2e::scenarios::{self, Context, Scenario};
 use e2e::wait;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use cli::println;
 use fuzz::run::{self, Plan};
 use fuzz::{Target, targets};
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use cli::println;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use cli::eprintln;
 use wire::control::{ControlAddr, ControlClient};
 
 /// What ends the connection from this side, as with telnet.

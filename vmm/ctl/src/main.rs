@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use cli::{eprintln, print, println};
 use ft_ctl::rundir::RunDir;
 use ft_ctl::up::{Up, UpError};
 use ft_ctl::{bench, console, doctor, down, interrupt, log, status, up, watch};
@@ -163,6 +164,8 @@ enum ViewCommand {
 
 fn main() -> ExitCode {
     match run(Args::parse().command) {
+        // What was asked for has not arrived.
+        Ok(code) if code == ExitCode::SUCCESS && cli::output_lost() => ExitCode::FAILURE,
         Ok(code) => code,
         Err(_) if interrupt::requested() => {
             eprintln!("ft-ctl: interrupted; what was started has been ended");

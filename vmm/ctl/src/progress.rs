@@ -4,6 +4,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use cli::eprintln;
 use guest_images::Progress as Building;
 use indicatif::{ProgressBar, ProgressStyle};
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cli::println;
 use e2e::failover::{self, Outcome, Plan};
 use e2e::home::{self, Home};
 use e2e::machine::Machine;

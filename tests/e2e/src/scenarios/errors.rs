@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use cli::eprintln;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{Context, LONG, Scenario};

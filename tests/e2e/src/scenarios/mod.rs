@@ -15,6 +15,7 @@ use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use cli::println;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tests::check::check;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ::tests::client;
 use anyhow::{Context, Result};
+use cli::{eprintln, println};
 use e2e::failover::{self, Plan, Timeline};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

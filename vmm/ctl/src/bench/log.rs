@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use cli::{print, println};
 use e2e::machine::Machine;
 use serde::Serialize;
 use wire::control::{Quantiles, Status};

@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use cli::eprintln;
 use serde::Serialize;
 
 pub use workload::Workload;

@@ -4,6 +4,7 @@ mod cpu;
 mod files;
 
 use anyhow::Result;
+use cli::println;
 use serde::Serialize;
 
 /// What is said of the engine that this release does not have, in these words everywhere.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use cli::{eprintln, println};
 use ftlog::codec::Tail;
 use serde_json::json;
 use vmm::config::Config;
