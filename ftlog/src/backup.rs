@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
-use crate::claim::{Claim, ClaimAnswer, ClaimOutcome, ClaimRequest};
+use crate::claim::{Claim, ClaimAnswer, ClaimRequest};
 use crate::codec::{Ack, Bye, Decoder, Header, Hello, Message, encode};
 use crate::config::Config;
 use crate::detector::{Detector, Suspicion};
@@ -52,7 +52,6 @@ pub struct Backup<T> {
     header: Header,
     config: Config,
     phase: Phase,
-    suspected: Option<Suspicion>,
     claim: Option<Claim>,
     connected: bool,
     decoder: Decoder,
@@ -83,7 +82,6 @@ impl<T> Backup<T> {
             id,
             view,
             phase: Phase::Waiting,
-            suspected: None,
             claim: None,
             connected: false,
             decoder: Decoder::for_log(),
@@ -344,19 +342,13 @@ impl<T> Backup<T> {
         if self.phase != Phase::Claiming {
             return;
         }
-        let (Some(claim), Some(suspected)) = (&self.claim, self.suspected.clone()) else {
-            unreachable!("a claiming replica has a claim and its reason");
+        let Some(claim) = &self.claim else {
+            unreachable!("a claiming replica has a claim");
         };
         match claim.answered(answer) {
             None => {}
-            Some(ClaimOutcome::Lost(view)) => self.halt(HaltReason::Lost {
-                suspected,
-                now: view,
-            }),
-            Some(ClaimOutcome::Refused(reason)) => {
-                self.halt(HaltReason::Refused { suspected, reason });
-            }
-            Some(ClaimOutcome::Won(view)) => {
+            Some(Err(reason)) => self.halt(reason),
+            Some(Ok(view)) => {
                 self.phase = Phase::Draining;
                 self.view = view;
                 self.effects.push(Effect::Claimed(view));
@@ -492,14 +484,14 @@ impl<T> Backup<T> {
     fn suspect(&mut self, now: u64, suspicion: Suspicion) {
         assert_eq!(self.phase, Phase::Replaying);
         self.phase = Phase::Claiming;
-        self.suspected = Some(suspicion.clone());
-        self.effects.push(Effect::Suspected(suspicion));
+        self.effects.push(Effect::Suspected(suspicion.clone()));
         self.effects.push(Effect::CloseChannel);
         let request = ClaimRequest {
             from_view: self.view.number,
             claimant: self.id,
         };
-        self.claim = Some(Claim::new(request, self.config.claim_retry_ns, now));
+        let retry_ns = self.config.claim_retry_ns;
+        self.claim = Some(Claim::new(request, suspicion, retry_ns, now));
         self.ask(now);
     }
 

@@ -4,7 +4,9 @@
 //! refusal is a loss; silence, a broken connection and a timeout are all "unknown", and the same
 //! question is asked again. The register gives the same claimant the same answer.
 
+use crate::detector::Suspicion;
 use crate::ids::ReplicaId;
+use crate::replica::HaltReason;
 use crate::view::View;
 
 /// The question for the view register.
@@ -24,18 +26,11 @@ pub enum ClaimAnswer {
     Unknown,
 }
 
-/// How a claim ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClaimOutcome {
-    Won(View),
-    Lost(View),
-    /// The register will not have it, or answered nonsense.
-    Refused(String),
-}
-
 #[derive(Debug)]
 pub struct Claim {
     request: ClaimRequest,
+    /// Why it is made.
+    suspected: Suspicion,
     retry_ns: u64,
     ask_at_ns: u64,
     asked: u64,
@@ -43,9 +38,10 @@ pub struct Claim {
 
 impl Claim {
     /// A claim that asks at once and then every `retry_ns`.
-    pub fn new(request: ClaimRequest, retry_ns: u64, now: u64) -> Self {
+    pub fn new(request: ClaimRequest, suspected: Suspicion, retry_ns: u64, now: u64) -> Self {
         Self {
             request,
+            suspected,
             retry_ns,
             ask_at_ns: now,
             asked: 0,
@@ -72,26 +68,32 @@ impl Claim {
         self.asked
     }
 
-    /// What an answer decides; `None` if it decides nothing.
-    pub fn answered(&self, answer: ClaimAnswer) -> Option<ClaimOutcome> {
+    /// What an answer decides: the view that is won, or why the claimant has to halt (a win that
+    /// does not fit the question included). `None` if it decides nothing.
+    pub fn answered(&self, answer: ClaimAnswer) -> Option<Result<View, HaltReason>> {
         let ClaimRequest {
             from_view,
             claimant,
         } = self.request;
-        match answer {
+        let suspected = self.suspected.clone();
+        let reason = match answer {
+            ClaimAnswer::Unknown => return None,
             ClaimAnswer::Won(view)
                 if view.primary == claimant && Some(view.number) == from_view.checked_add(1) =>
             {
-                Some(ClaimOutcome::Won(view))
+                return Some(Ok(view));
             }
-            ClaimAnswer::Won(view) => Some(ClaimOutcome::Refused(format!(
-                "the register answered a claim from view {from_view} by replica {claimant} with \
-                 {view}"
-            ))),
-            ClaimAnswer::Lost(view) => Some(ClaimOutcome::Lost(view)),
-            ClaimAnswer::Refused(reason) => Some(ClaimOutcome::Refused(reason)),
-            ClaimAnswer::Unknown => None,
-        }
+            ClaimAnswer::Won(view) => HaltReason::Refused {
+                suspected,
+                reason: format!(
+                    "the register answered a claim from view {from_view} by replica {claimant} \
+                     with {view}"
+                ),
+            },
+            ClaimAnswer::Lost(now) => HaltReason::Lost { suspected, now },
+            ClaimAnswer::Refused(reason) => HaltReason::Refused { suspected, reason },
+        };
+        Some(Err(reason))
     }
 }
 
@@ -105,7 +107,7 @@ mod tests {
             from_view: 3,
             claimant: ReplicaId(1),
         };
-        let mut claim = Claim::new(request, 100, 1000);
+        let mut claim = Claim::new(request, Suspicion::Closed, 100, 1000);
         assert_eq!(claim.poll(1000), Some(request));
         assert_eq!(claim.poll(1099), None);
         assert_eq!(claim.answered(ClaimAnswer::Unknown), None);
@@ -117,16 +119,18 @@ mod tests {
             backup: None,
         };
         let outcome = |view| claim.answered(ClaimAnswer::Won(view));
-        assert_eq!(outcome(view(4, 1)), Some(ClaimOutcome::Won(view(4, 1))));
-        assert!(matches!(
-            outcome(view(5, 1)),
-            Some(ClaimOutcome::Refused(_))
-        ));
-        assert!(matches!(
-            outcome(view(4, 2)),
-            Some(ClaimOutcome::Refused(_))
-        ));
+        assert_eq!(outcome(view(4, 1)), Some(Ok(view(4, 1))));
+        for unfit in [view(5, 1), view(4, 2)] {
+            assert!(matches!(
+                outcome(unfit),
+                Some(Err(HaltReason::Refused { .. }))
+            ));
+        }
         let lost = claim.answered(ClaimAnswer::Lost(view(4, 2)));
-        assert_eq!(lost, Some(ClaimOutcome::Lost(view(4, 2))));
+        let reason = HaltReason::Lost {
+            suspected: Suspicion::Closed,
+            now: view(4, 2),
+        };
+        assert_eq!(lost, Some(Err(reason)));
     }
 }

@@ -16,7 +16,7 @@ use crate::codec::{
     Ack, Bye, Decoder, EncodeError, Header, KindBytes, LogEncoder, Message, encode,
 };
 use crate::config::Config;
-use crate::detector::{Detector, Suspicion};
+use crate::detector::Detector;
 use crate::entry::{Entry, EntryKind, MarkKind, digest};
 use crate::gate::{Held, OutputGate};
 use crate::ids::ReplicaId;
@@ -65,7 +65,6 @@ pub struct Primary<T> {
     header: Header,
     config: Config,
     phase: Phase,
-    suspected: Option<Suspicion>,
     claim: Option<Claim>,
     started: bool,
     /// The hello was sent on the channel that is there.
@@ -152,7 +151,6 @@ impl<T> Primary<T> {
             id,
             view,
             phase,
-            suspected: None,
             claim: None,
             started: false,
             connected: false,

@@ -1,7 +1,7 @@
 //! The primary suspects its backup and asks the view register to go on alone.
 
 use super::Primary;
-use crate::claim::{Claim, ClaimAnswer, ClaimOutcome, ClaimRequest};
+use crate::claim::{Claim, ClaimAnswer, ClaimRequest};
 use crate::detector::Suspicion;
 use crate::replica::{Effect, HaltReason, Phase};
 
@@ -34,15 +34,15 @@ impl<T> Primary<T> {
     pub(super) fn suspect(&mut self, now: u64, suspicion: Suspicion) {
         assert!(matches!(self.phase, Phase::Starting | Phase::Protected));
         self.phase = Phase::Claiming;
-        self.suspected = Some(suspicion.clone());
         self.sent_seq = self.encoder.next_seq();
-        self.effects.push(Effect::Suspected(suspicion));
+        self.effects.push(Effect::Suspected(suspicion.clone()));
         self.effects.push(Effect::CloseChannel);
         let request = ClaimRequest {
             from_view: self.view.number,
             claimant: self.id,
         };
-        self.claim = Some(Claim::new(request, self.config.claim_retry_ns, now));
+        let retry_ns = self.config.claim_retry_ns;
+        self.claim = Some(Claim::new(request, suspicion, retry_ns, now));
         self.ask(now);
     }
 
@@ -56,19 +56,13 @@ impl<T> Primary<T> {
         if self.phase != Phase::Claiming {
             return;
         }
-        let (Some(claim), Some(suspected)) = (&self.claim, self.suspected.clone()) else {
-            unreachable!("a claiming replica has a claim and its reason");
+        let Some(claim) = &self.claim else {
+            unreachable!("a claiming replica has a claim");
         };
         match claim.answered(answer) {
             None => {}
-            Some(ClaimOutcome::Lost(view)) => self.halt(HaltReason::Lost {
-                suspected,
-                now: view,
-            }),
-            Some(ClaimOutcome::Refused(reason)) => {
-                self.halt(HaltReason::Refused { suspected, reason });
-            }
-            Some(ClaimOutcome::Won(view)) => {
+            Some(Err(reason)) => self.halt(reason),
+            Some(Ok(view)) => {
                 self.phase = Phase::Alone;
                 self.view = view;
                 self.unacked.clear();
