@@ -21,7 +21,12 @@ pub struct DiskRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskReply {
     /// Done, on the connection of this view.
-    Done { id: u64, view: u64, value: u64 },
+    Done {
+        id: u64,
+        view: u64,
+        op: DiskOp,
+        value: u64,
+    },
     /// The view of the connection is over.
     Fenced { id: u64, view: u64 },
 }
@@ -140,6 +145,7 @@ impl DiskServer {
         let reply = DiskReply::Done {
             id: request.id,
             view: request.view,
+            op: request.op,
             value: self.blocks[block],
         };
         Ok((reply, self.acts()))

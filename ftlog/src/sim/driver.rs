@@ -396,6 +396,7 @@ impl World {
 
     fn disk_replied(&mut self, n: usize, reply: DiskReply) {
         let now = self.local(n);
+        let takes_stale = self.options.mutation == Mutation::StaleCompletions;
         let node = &mut self.nodes[n];
         match reply {
             DiskReply::Fenced { view, .. } => {
@@ -405,16 +406,16 @@ impl World {
             }
             // A completion from the connection of an older view is not taken: the request was sent
             // again, and a newer write of the guest could overtake that copy.
-            DiskReply::Done { view, .. } if view != node.replica.view().number => {}
-            DiskReply::Done { id, value, .. } => match &mut node.own_read {
+            DiskReply::Done { view, .. } if view != node.replica.view().number && !takes_stale => {}
+            DiskReply::Done { id, op, value, .. } => match &mut node.own_read {
                 Some((own, result)) if *own == id => *result = Some(value),
-                _ => {
-                    if node.replica.primary().is_some()
-                        && let Some(pending) = node.pending.remove(&id)
-                    {
-                        node.completions.push_back((id, pending.op, value));
+                _ if node.replica.primary().is_some() => {
+                    let awaited = node.pending.remove(&id).is_some();
+                    if awaited || takes_stale {
+                        node.completions.push_back((id, op, value));
                     }
                 }
+                _ => {}
             },
         }
     }

@@ -5,7 +5,7 @@
 //! its hash says so. Every instruction and every input goes into the hash, and the hash is the
 //! RIP of its positions, so any difference between two runs shows at the next entry.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -61,6 +61,8 @@ pub struct Guest {
     clock_ns: u64,
     clock_at: u64,
     next_disk_id: u64,
+    /// Disk requests without a completion.
+    pending: BTreeSet<u64>,
     /// Inputs that the next instructions take up.
     inputs: VecDeque<Event>,
     last: [Option<Waiting>; CLIENTS],
@@ -95,11 +97,19 @@ impl Guest {
         self.clock_ns + (self.count - self.clock_at) * NS_PER_INSTRUCTION
     }
 
+    /// Whether the disk request has no completion yet: a guest's driver takes one and no more.
+    pub fn awaits(&self, id: u64) -> bool {
+        self.pending.contains(&id)
+    }
+
     /// An asynchronous event takes effect here.
     pub fn apply(&mut self, clock_ns: u64, event: Event) {
         assert!(clock_ns >= self.clock_ns(), "the guest's clock ran back");
         (self.clock_ns, self.clock_at) = (clock_ns, self.count);
         self.absorb(clock_ns);
+        if let Event::DiskDone { id, .. } = &event {
+            self.pending.remove(id);
+        }
         self.inputs.push_back(event);
     }
 
@@ -130,6 +140,7 @@ impl Guest {
     fn disk(&mut self, op: DiskOp) -> Out {
         let id = self.next_disk_id;
         self.next_disk_id += 1;
+        self.pending.insert(id);
         Out::Disk { id, op }
     }
 

@@ -55,13 +55,16 @@ pub enum Mutation {
     RunPast,
     /// Pending disk requests are not issued again on going live.
     NoReissue,
+    /// Completions from the connection of an older view are taken, besides those of the requests'
+    /// second copies. The server's answers are slow, so that there are such completions.
+    StaleCompletions,
     /// Reads that the backup executes itself are not protected from writes.
     NoHazards,
 }
 
 impl Mutation {
     /// All that break something.
-    pub const ALL: [Mutation; 10] = [
+    pub const ALL: [Mutation; 11] = [
         Mutation::ReleaseAtOnce,
         Mutation::TimeoutIsWin,
         Mutation::LoserLives,
@@ -71,6 +74,7 @@ impl Mutation {
         Mutation::SkipLog,
         Mutation::RunPast,
         Mutation::NoReissue,
+        Mutation::StaleCompletions,
         Mutation::NoHazards,
     ];
 }

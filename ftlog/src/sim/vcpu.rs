@@ -103,6 +103,14 @@ impl World {
     /// Logs `logged` and does `event` to the guest. The same, except for a read's data.
     fn event(&mut self, n: usize, logged: Event, event: Event) -> Result<Option<u64>, String> {
         let guest = &self.nodes[n].guest;
+        if let Event::DiskDone { id, .. } = event
+            && !guest.awaits(id)
+        {
+            return Err(format!(
+                "replica {} gave its guest a completion of disk request {id}, which is not pending",
+                self.nodes[n].id
+            ));
+        }
         let (at, clock_ns) = (guest.position(), guest.clock_ns().max(self.local(n)));
         let seq = self.append(
             n,

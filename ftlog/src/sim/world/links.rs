@@ -7,6 +7,7 @@ use super::{RETRANSMIT_NS, SERVER, US, World};
 use crate::claim::{ClaimAnswer, ClaimRequest};
 use crate::register::Answer;
 use crate::replica::Phase;
+use crate::sim::Mutation;
 use crate::sim::disk::{Act, DiskReply, DiskRequest};
 use crate::sim::driver::{Input, Node};
 use crate::sim::guest::{Reply, encode_request};
@@ -170,7 +171,11 @@ impl World {
     }
 
     pub(super) fn disk_reply(&mut self, node: usize, reply: DiskReply) {
-        let at = (self.now + self.delay()).max(self.blocked_until[SERVER][node]);
+        let delay = match self.options.mutation {
+            Mutation::StaleCompletions => self.rng.range(MS, 15 * MS),
+            _ => self.delay(),
+        };
+        let at = (self.now + delay).max(self.blocked_until[SERVER][node]);
         let run = self.server.run;
         self.at(
             at,
