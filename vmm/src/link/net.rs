@@ -3,7 +3,7 @@
 //! Frames come in numbered, so that the switch can be told which of them are safe in the log; when
 //! this replica goes live the switch is told, and answers whether it is the one.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crossbeam_channel::Sender;
 use wire::netport::{
@@ -22,8 +22,12 @@ pub struct NetSpec {
 }
 
 #[derive(Clone)]
-pub struct NetLink {
-    state: Arc<Mutex<State>>,
+pub struct NetLink(Arc<Link>);
+
+struct Link {
+    state: Mutex<State>,
+    /// This replica has gone live in a later view, or the link is closed.
+    changed: Condvar,
     closed: Closed,
 }
 
@@ -46,19 +50,20 @@ impl NetLink {
             sender: Some(sender),
             connection: 1,
         };
-        let link = Self {
-            state: Arc::new(Mutex::new(state)),
+        let link = Self(Arc::new(Link {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
             closed: Closed::default(),
-        };
+        }));
         let keeper = link.clone();
-        spawn("net", move || keeper.keep(receiver, &arrivals)).map_err(NetportError::from)?;
+        spawn("net", move || keeper.0.keep(receiver, &arrivals)).map_err(NetportError::from)?;
         Ok(link)
     }
 
     /// Sends a frame of the guest. While the switch is away frames are dropped, as on a cable that
     /// is not plugged in.
     pub fn transmit(&self, frame: &[u8]) {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.0.state);
         if let Some(sender) = &mut state.sender
             && let Err(why) = sender.frame(frame)
         {
@@ -69,7 +74,7 @@ impl NetLink {
 
     /// The first `number` frames of `connection` are in the log and acknowledged.
     pub fn consumed(&self, connection: u64, number: u64) {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.0.state);
         if state.connection != connection {
             return;
         }
@@ -82,7 +87,7 @@ impl NetLink {
 
     /// This replica is live in `view` from now on; also whenever it connects again.
     pub fn go_live(&self, view: u64) {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.0.state);
         state.spec.hello.view = view;
         state.spec.hello.live = true;
         if let Some(sender) = &mut state.sender
@@ -90,14 +95,18 @@ impl NetLink {
         {
             state.disconnect();
         }
+        self.0.changed.notify_all();
     }
 
     /// Ends the link; nothing is sent or received any more.
     pub fn close(&self) {
-        self.closed.set();
-        lock(&self.state).disconnect();
+        self.0.closed.set();
+        lock(&self.0.state).disconnect();
+        self.0.changed.notify_all();
     }
+}
 
+impl Link {
     fn keep(&self, mut receiver: NetportReceiver, arrivals: &Sender<Arrival>) {
         loop {
             let connection = lock(&self.state).connection;
@@ -151,13 +160,15 @@ impl NetLink {
         }
         None
     }
-}
 
-impl NetLink {
     /// A fenced link rests, unless this replica itself goes live in a later view.
     fn wait_for_later_view(&self, view: u64) {
-        while !self.closed.is_set() && lock(&self.state).spec.hello.view <= view {
-            std::thread::sleep(RECONNECT_PAUSE / 10);
+        let mut state = lock(&self.state);
+        while !self.closed.is_set() && state.spec.hello.view <= view {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
