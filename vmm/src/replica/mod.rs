@@ -150,7 +150,7 @@ fn go_live(
     for (at, marked) in unmarked {
         // Disk requests are among those in flight.
         if !matches!(marked.output, Output::Disk(_)) {
-            let outcome = protocol.put_out(at, marked);
+            let outcome = protocol.put_out(at, vec![marked]);
             debug_assert!(outcome.is_ok(), "alone, nothing is encoded");
         }
     }

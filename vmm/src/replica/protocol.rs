@@ -149,22 +149,16 @@ impl Protocol {
         Ok(seq)
     }
 
-    /// Marks an output and holds it until it may leave.
-    pub fn put_out(&self, at: Position, marked: Marked) -> Result<(), AppendError> {
+    /// Marks the outputs of one exit, and holds each until it may leave: together, so that their
+    /// marks share a flush of the log and the backup's acknowledgement.
+    pub fn put_out(&self, at: Position, outputs: Vec<Marked>) -> Result<(), AppendError> {
+        if outputs.is_empty() {
+            return Ok(());
+        }
         self.call(|state, now| {
-            let before = state.output_hazard(&marked.output);
-            let Marked {
-                kind,
-                bytes,
-                output,
-            } = marked;
-            let Some(primary) = state.replica.primary() else {
-                return Ok(());
-            };
-            match primary.output(now, at, kind, &bytes, before, output) {
-                Ok(_) | Err(AppendError::Halted) => Ok(()),
-                Err(why) => Err(why),
-            }
+            outputs
+                .into_iter()
+                .try_for_each(|marked| state.put_out(now, at, marked))
         })
     }
 
@@ -420,6 +414,22 @@ impl State {
             let lag = primary.lag_ns(now);
             self.hazards.executed(executed);
             self.metrics.lag.add_ns(lag);
+        }
+    }
+
+    fn put_out(&mut self, now: u64, at: Position, marked: Marked) -> Result<(), AppendError> {
+        let before = self.output_hazard(&marked.output);
+        let Marked {
+            kind,
+            bytes,
+            output,
+        } = marked;
+        let Some(primary) = self.replica.primary() else {
+            return Ok(());
+        };
+        match primary.output(now, at, kind, &bytes, before, output) {
+            Ok(_) | Err(AppendError::Halted) => Ok(()),
+            Err(why) => Err(why),
         }
     }
 

@@ -124,18 +124,21 @@ impl Recorder {
     /// does not wait.
     fn put_out(&mut self) -> Result<(), RecordError> {
         let at = self.machine.position();
+        let mut marked = Vec::new();
         for output in self.machine.take_outputs()? {
             match convert::mark(output) {
-                Ok(marked) => self.protocol.put_out(at, marked)?,
-                // A read shows nothing to the outside and needs no acknowledgement.
+                Ok(output) => marked.push(output),
+                // A read shows nothing to the outside and needs no acknowledgement; it comes after
+                // what the guest put out before it.
                 Err(Output::Disk(request)) => {
+                    self.protocol.put_out(at, std::mem::take(&mut marked))?;
                     self.protocol.read_issued(&request);
                     self.protocol.outlet().read(request);
                 }
                 Err(_) => {}
             }
         }
-        Ok(())
+        Ok(self.protocol.put_out(at, marked)?)
     }
 
     /// Logs an event at the present position with `log`, then lets it take effect. `None`: this
