@@ -5,36 +5,21 @@
 
 #![allow(clippy::unwrap_used)] // a test's helpers may fail the test
 
-use std::path::Path;
-use std::time::Duration;
+mod common;
 
+use common::{TIMEOUT, start};
 use ft_diskd::DiskConfig;
 use iced_x86::code_asm::*;
-use vmm::config::{Config, Endpoints, NetMode, Seed};
+use vmm::config::Endpoints;
 use vmm::machine::Off;
-use vmm::replica::{self, Ended, ReadyAt, Role, Spec};
-use wire::control::{ControlAddr, ControlClient};
+use vmm::replica::{Ended, Role};
+use wire::control::ControlClient;
 use wire::register::{RegisterClient, ReplicaId, VmId};
 
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// What the guest writes to the exit port after its ticks.
 const EXIT_CODE: u32 = 5;
 /// Timer interrupts until the guest ends.
 const TICKS: u32 = 300;
-
-/// Where the handler of the timer interrupt is: after the jump over it.
-const HANDLER: u16 = 0x7c02;
-
-/// A boot sector in real mode.
-fn guest() -> Vec<u8> {
-    let mut a = CodeAssembler::new(16).unwrap();
-    assemble(&mut a).unwrap();
-    let mut code = a.assemble(0x7c00).unwrap();
-    assert!(code.len() <= 510, "{} bytes", code.len());
-    code.resize(510, 0);
-    code.extend([0x55, 0xaa]);
-    code
-}
 
 fn assemble(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let (mut begin, mut work, mut inner) = (a.create_label(), a.create_label(), a.create_label());
@@ -52,32 +37,7 @@ fn assemble(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.pop(ax)?;
     a.iret()?;
     a.set_label(&mut begin)?;
-    a.cli()?;
-    a.xor(ax, ax)?;
-    a.mov(ds, ax)?;
-    a.mov(es, ax)?;
-    a.mov(ss, ax)?;
-    a.mov(sp, 0x7c00u32)?;
-    // IRQ 0 is vector 8.
-    a.mov(bx, u32::from(HANDLER))?;
-    a.mov(word_ptr(0x20), bx)?;
-    a.mov(word_ptr(0x22), ax)?;
-    for (port, value) in [
-        (0x20u32, 0x11u32),
-        (0x21, 8),
-        (0x21, 4),
-        (0x21, 1),
-        (0x21, 0xfe),
-    ] {
-        a.mov(al, value)?;
-        a.out(port, al)?;
-    }
-    // Channel 0, mode 2, 1193 counts: about 1 kHz.
-    for (port, value) in [(0x43u32, 0x34u32), (0x40, 0xa9), (0x40, 0x04)] {
-        a.mov(al, value)?;
-        a.out(port, al)?;
-    }
-    a.sti()?;
+    common::start_ticks(a)?;
     a.set_label(&mut work)?;
     // REP strings over 3000 bytes, forwards and interrupted somewhere.
     a.mov(si, 0x1000u32)?;
@@ -114,49 +74,6 @@ fn assemble(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(work)
 }
 
-fn config(dir: &Path, vm: VmId) -> Config {
-    let kernel = dir.join("guest");
-    std::fs::write(&kernel, guest()).unwrap();
-    let mut config = Config::default();
-    config.vm.uuid = Some(vm);
-    config.vm.seed = Some(Seed([3; 32]));
-    config.vm.start_time = Some(1_790_000_000);
-    config.vm.memory = "16MiB".parse().unwrap();
-    config.boot.kernel = Some(kernel);
-    config.boot.exit_port = true;
-    config.net.mode = NetMode::None;
-    config.hash.interval = 5_000;
-    config.hash.memory = true;
-    config
-}
-
-fn start(
-    dir: &Path,
-    config: &Config,
-    role: Role,
-    id: u64,
-    endpoints: Endpoints,
-) -> (
-    std::thread::JoinHandle<Result<Ended, replica::ReplicaError>>,
-    ReadyAt,
-) {
-    let (ready, ready_at) = crossbeam_channel::bounded(1);
-    let spec = Spec {
-        role,
-        id: ReplicaId(id),
-        config: config.clone(),
-        endpoints,
-        control: ControlAddr::Unix(dir.join(format!("{id}.sock"))),
-        from: None,
-        serial_file: Some(dir.join(format!("{id}.serial"))),
-        virtio_file: None,
-        ready,
-    };
-    let thread = std::thread::spawn(move || replica::run(spec));
-    let at = ready_at.recv().expect("the replica is set up");
-    (thread, at)
-}
-
 #[test]
 fn a_pair_runs_in_lockstep_to_the_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -189,7 +106,10 @@ fn a_pair_runs_in_lockstep_to_the_end() {
         register: Some(register.parse().unwrap()),
         ..Endpoints::default()
     };
-    let config = config(dir.path(), vm);
+    let guest = common::boot_sector(assemble);
+    let mut config = common::config(dir.path(), vm, &guest);
+    config.hash.interval = 5_000;
+    config.hash.memory = true;
 
     let (backup, backup_at) = start(dir.path(), &config, Role::Backup, 2, endpoints.clone());
     let log = backup_at.log.unwrap().parse().unwrap();

@@ -90,3 +90,29 @@ impl Slice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_do_not_prolong_a_slice_and_end_one_that_takes_too_long() {
+        let mut slice = Slice::default();
+        let end = slice.end(0);
+        for count in 1..10 {
+            slice.put_out(count);
+            let present = slice.end(count);
+            assert!(present == end || present <= count, "prolonged to {present}");
+        }
+        let mut slice = Slice::default();
+        let end = slice.end(0);
+        while slice.begun.elapsed() <= TARGET * 2 {
+            std::hint::spin_loop();
+        }
+        assert_eq!(slice.end(3), end, "only an output ends it early");
+        slice.put_out(7);
+        assert_eq!(slice.end(7), 7);
+        slice.over();
+        assert!(slice.end(7) > 7, "the next one goes on");
+    }
+}
