@@ -1,14 +1,10 @@
 //! `ft-diskd`: the shared disk and the view register of Lockstep.
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use ft_diskd::{Config, DiskConfig, serve};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 /// Serves raw disk images over NBD, and the view register that decides which replica is live.
 ///
@@ -44,50 +40,25 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ft-diskd: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(args: Args) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
-    // Before anything is served, so that no signal is lost.
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
     let Args {
         nbd,
         register,
         state,
         disks,
         snapshots,
-    } = args;
-    let handle = serve(&Config {
-        nbd,
-        register,
-        state,
-        disks,
-        snapshots,
-    })?;
-    let ready = serde_json::json!({
-        "nbd": handle.nbd_addr().to_string(),
-        "register": handle.register_addr().to_string(),
-    });
-    let mut stdout = std::io::stdout();
-    writeln!(stdout, "{ready}")
-        .and_then(|()| stdout.flush())
-        .context("cannot write to stdout")?;
-    if let Some(signal) = signals.forever().next() {
-        tracing::info!(signal, "ending");
-    }
-    drop(handle);
-    Ok(())
+    } = Args::parse();
+    wire::daemon::main("ft-diskd", || {
+        let handle = serve(&Config {
+            nbd,
+            register,
+            state,
+            disks,
+            snapshots,
+        })?;
+        let ready = serde_json::json!({
+            "nbd": handle.nbd_addr().to_string(),
+            "register": handle.register_addr().to_string(),
+        });
+        Ok((handle, ready))
+    })
 }

@@ -1,15 +1,11 @@
 //! `ft-netd`: the switch between Lockstep's replicas and the outside.
 
-use std::io::{IsTerminal, Write};
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use ft_netd::config::Subnet;
 use ft_netd::{Config, Forward, Outside, serve};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 /// Switches Ethernet frames between the live replica of a virtual machine and the outside, and
 /// keeps client connections alive while replicas change.
@@ -46,25 +42,6 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ft-netd: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(args: Args) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
-    // Before anything is served, so that no signal is lost.
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
     let Args {
         replicas,
         net: outside,
@@ -72,32 +49,26 @@ fn run(args: Args) -> anyhow::Result<()> {
         guest,
         gateway,
         prefix,
-    } = args;
+    } = Args::parse();
     let subnet = Subnet {
         guest,
         gateway,
         prefix,
     };
-    let handle = serve(&Config {
-        replicas,
-        outside,
-        forwards,
-        subnet,
-    })?;
-    let forwards: Vec<_> = handle
-        .forwards()
-        .iter()
-        .map(|f| serde_json::json!({ "guest_port": f.guest_port, "host": f.host.to_string() }))
-        .collect();
-    let ready =
-        serde_json::json!({ "replicas": handle.replicas().to_string(), "forwards": forwards });
-    let mut stdout = std::io::stdout();
-    writeln!(stdout, "{ready}")
-        .and_then(|()| stdout.flush())
-        .context("cannot write to stdout")?;
-    if let Some(signal) = signals.forever().next() {
-        tracing::info!(signal, "ending");
-    }
-    drop(handle);
-    Ok(())
+    wire::daemon::main("ft-netd", || {
+        let handle = serve(&Config {
+            replicas,
+            outside,
+            forwards,
+            subnet,
+        })?;
+        let forwards: Vec<_> = handle
+            .forwards()
+            .iter()
+            .map(|f| serde_json::json!({ "guest_port": f.guest_port, "host": f.host.to_string() }))
+            .collect();
+        let ready =
+            serde_json::json!({ "replicas": handle.replicas().to_string(), "forwards": forwards });
+        Ok((handle, ready))
+    })
 }

@@ -11,8 +11,11 @@
 //! length is allocated, and bad input is an error that says what was wrong, never a panic. The
 //! clients are plain threads' clients: one `TcpStream` each, with timeouts, split into halves
 //! where a caller wants many requests in flight.
+//!
+//! [`daemon`] is how a server's program starts and ends.
 
 pub mod control;
+pub mod daemon;
 pub mod line;
 pub mod nbd;
 pub mod net;
