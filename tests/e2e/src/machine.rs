@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use cli::eprintln;
 use nix::sys::signal::Signal;
-use serde::Deserialize;
-use wire::control::{ControlAddr, ControlClient, Protection, Request, Response, Role, Status};
+use wire::control::{ControlClient, Protection, Request, Response, Role, Status};
 use wire::register::{RegisterClient, ReplicaId, View, VmId};
+use wire::running::{Process, ReplicaProcess, Running};
 
 use crate::home::{self, Home};
-use crate::process::{self, Owned, Process};
+use crate::process::{self, Owned};
 use crate::wait;
 
 /// How long a replica may take to answer; a stopped one never does.
@@ -23,34 +23,6 @@ const ANSWER: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(180);
 /// When the console's shell is asked again whether it is there.
 const SHELL_AGAIN: Duration = Duration::from_secs(3);
-
-/// A replica as it was started.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Replica {
-    pub id: ReplicaId,
-    pub process: Process,
-    pub control: ControlAddr,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Forward {
-    pub guest_port: u16,
-    pub host: SocketAddr,
-}
-
-/// What is known of a machine: what `ft-ctl` has written down.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Running {
-    pub name: String,
-    pub vm: VmId,
-    pub diskd: Option<Process>,
-    pub netd: Option<Process>,
-    pub nbd: Option<String>,
-    pub register: Option<String>,
-    pub switch: Option<String>,
-    pub forwards: Vec<Forward>,
-    pub replicas: Vec<Replica>,
-}
 
 /// A word as it is typed in a shell, and as the shell prints it.
 fn word() -> (String, String) {
@@ -144,11 +116,11 @@ impl Machine {
             .with_context(|| format!("port {guest_port} of the guest is not forwarded"))
     }
 
-    pub fn replicas(&self) -> &[Replica] {
+    pub fn replicas(&self) -> &[ReplicaProcess] {
         &self.running.replicas
     }
 
-    pub fn replica(&self, id: u64) -> Result<&Replica> {
+    pub fn replica(&self, id: u64) -> Result<&ReplicaProcess> {
         let mut replicas = self.running.replicas.iter();
         replicas
             .find(|replica| replica.id == ReplicaId(id))
@@ -156,13 +128,14 @@ impl Machine {
     }
 
     /// What the replicas say that answer.
-    pub fn statuses(&self) -> Vec<(Replica, Status)> {
-        let ask = |replica: &Replica| status(replica).map(|status| (replica.clone(), status));
+    pub fn statuses(&self) -> Vec<(ReplicaProcess, Status)> {
+        let ask =
+            |replica: &ReplicaProcess| status(replica).map(|status| (replica.clone(), status));
         self.running.replicas.iter().filter_map(ask).collect()
     }
 
     /// The replica that answers for the guest (alone or not), of the highest view.
-    pub fn live(&self) -> Option<(Replica, Status)> {
+    pub fn live(&self) -> Option<(ReplicaProcess, Status)> {
         self.statuses()
             .into_iter()
             .filter(|(_, status)| matches!(status.role, Role::Primary | Role::Solo))
@@ -170,13 +143,13 @@ impl Machine {
     }
 
     /// The replica that follows.
-    pub fn backup(&self) -> Option<(Replica, Status)> {
+    pub fn backup(&self) -> Option<(ReplicaProcess, Status)> {
         let mut all = self.statuses().into_iter();
         all.find(|(_, status)| status.role == Role::Backup)
     }
 
     /// Both, while the machine is protected.
-    pub fn pair(&self) -> Result<(Replica, Replica)> {
+    pub fn pair(&self) -> Result<(ReplicaProcess, ReplicaProcess)> {
         let live = self.live().context("no replica is live")?;
         let backup = self.backup().context("there is no backup")?;
         if live.1.state != Protection::Protected {
@@ -255,7 +228,7 @@ impl Machine {
     /// Kills the disk server.
     pub fn kill_diskd(&mut self) -> Result<StoppedDiskd> {
         let diskd = self.diskd()?;
-        let mut command = diskd.command_line()?;
+        let mut command = process::command_line(diskd)?;
         let (nbd, register, _) = self.addresses();
         for (flag, address) in [("--nbd", nbd), ("--register", register)] {
             let at = command.iter().position(|word| word == flag);
@@ -264,7 +237,7 @@ impl Machine {
                 address.context("the disk server's address")?.to_owned();
         }
         diskd.signal(Signal::SIGKILL)?;
-        diskd.wait_end(LONG)?;
+        process::wait_end(diskd, LONG)?;
         Ok(StoppedDiskd(command))
     }
 
@@ -377,7 +350,7 @@ impl Drop for Machine {
 }
 
 /// What a replica says of itself, if it answers.
-pub fn status(replica: &Replica) -> Option<Status> {
+pub fn status(replica: &ReplicaProcess) -> Option<Status> {
     if !replica.process.is_alive() {
         return None;
     }

@@ -7,11 +7,12 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use wire::control::ControlAddr;
 use wire::register::ReplicaId;
+use wire::running::{Forwarded, ReplicaProcess, Running};
 
 use crate::base::Base;
 use crate::home::Home;
 use crate::hosts::Network;
-use crate::machine::{Forward, Machine, Replica, Running};
+use crate::machine::Machine;
 use crate::process::{self, Owned};
 use crate::programs;
 use crate::proxy::Proxy;
@@ -148,7 +149,7 @@ impl Starting<'_> {
             let control: ControlAddr = text(&ready, "control")?.parse()?;
             let process = next().context("a process is missing")?;
             let id = ReplicaId(id);
-            replicas.push(Replica {
+            replicas.push(ReplicaProcess {
                 id,
                 process,
                 control,
@@ -162,7 +163,7 @@ impl Starting<'_> {
             nbd: Some(nbd),
             register: Some(register),
             switch: Some(switch),
-            forwards: serde_json::from_value::<Vec<Forward>>(netd["forwards"].clone())?,
+            forwards: serde_json::from_value::<Vec<Forwarded>>(netd["forwards"].clone())?,
             replicas,
         };
         Ok((running, proxies))

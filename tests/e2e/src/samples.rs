@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use wire::control::{ControlClient, Status};
 use wire::register::ReplicaId;
+use wire::running::ReplicaProcess;
 
-use crate::machine::{Machine, Replica};
+use crate::machine::Machine;
 
 const PERIOD: Duration = Duration::from_millis(100);
 /// A replica that is stopped must not stop the sampling of the other one.
@@ -55,7 +56,7 @@ impl Sampler {
     }
 }
 
-fn sample(replica: &Replica, stop: &AtomicBool) -> Vec<Sample> {
+fn sample(replica: &ReplicaProcess, stop: &AtomicBool) -> Vec<Sample> {
     let mut samples = Vec::new();
     let mut client = None;
     while !stop.load(Ordering::Relaxed) && replica.process.is_alive() {

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use wire::control::{ControlClient, Request, Role};
+use wire::running::Running;
 
-use crate::rundir::{RunDir, RunDirError, Running};
+use crate::rundir::{RunDir, RunDirError};
 use crate::status;
 
 /// How long the replicas may take to switch off in order.

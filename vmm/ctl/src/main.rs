@@ -284,7 +284,7 @@ fn start(request: Up, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn role(which: &Which, role: Role) -> Result<ft_ctl::rundir::ReplicaProcess> {
+fn role(which: &Which, role: Role) -> Result<wire::running::ReplicaProcess> {
     let (_, running) = RunDir::find(which.name.as_deref())?;
     status::with_role(&running, role)
         .with_context(|| format!("the machine {} has no {role} now", running.name))

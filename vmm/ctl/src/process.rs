@@ -1,7 +1,4 @@
-//! Starting programs of Lockstep and ending them, by process id.
-//!
-//! A process is known by its id and its start time, so that an id that the system has given to
-//! somebody else meanwhile is never signalled.
+//! Starting programs of Lockstep.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,15 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
+use wire::running::Process;
 
-/// How often a process that is ending is looked at.
-const POLL: Duration = Duration::from_millis(5);
 /// The end of a log file that is shown when a program fails.
 const LOG_TAIL: usize = 2000;
 
@@ -46,71 +38,6 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-}
-
-/// A process that was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    pub pid: i32,
-    /// Clock ticks since the host's boot (proc(5), stat field 22).
-    start_ticks: u64,
-}
-
-impl Process {
-    fn of(pid: i32) -> Option<Self> {
-        Some(Self {
-            pid,
-            start_ticks: start_ticks(pid)?,
-        })
-    }
-
-    /// Whether it runs still; a zombie does not.
-    pub fn is_alive(&self) -> bool {
-        start_ticks(self.pid) == Some(self.start_ticks)
-    }
-
-    /// Sends a signal, if it is still the same process.
-    pub fn signal(&self, signal: Signal) -> Result<(), Errno> {
-        if self.is_alive() {
-            kill(Pid::from_raw(self.pid), signal)
-        } else {
-            Err(Errno::ESRCH)
-        }
-    }
-
-    /// Waits until it has ended; `false` if it has not in that time.
-    pub fn wait_end(&self, timeout: Duration) -> bool {
-        let begun = Instant::now();
-        while self.is_alive() {
-            if begun.elapsed() >= timeout {
-                return false;
-            }
-            std::thread::sleep(POLL);
-        }
-        true
-    }
-
-    /// Asks it to end, and makes it if it does not.
-    pub fn end(&self, timeout: Duration) {
-        // An error means that it has ended already.
-        let _ = self.signal(Signal::SIGTERM);
-        let _ = self.signal(Signal::SIGCONT);
-        if !self.wait_end(timeout) {
-            let _ = self.signal(Signal::SIGKILL);
-            self.wait_end(timeout);
-        }
-    }
-}
-
-/// Start time of a process that is not a zombie.
-fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may have spaces.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
 }
 
 /// A program of Lockstep: it lies beside this one.
@@ -236,26 +163,4 @@ pub fn tail(log: &Path) -> String {
     // A character that is cut is shown as a replacement.
     let end = &text[text.len().saturating_sub(LOG_TAIL)..];
     String::from_utf8_lossy(end).trim_end().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn knows_its_processes() {
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
-        let process = Process::of(child.id() as i32).unwrap();
-        reap(child);
-        assert!(process.is_alive());
-        let stranger = Process {
-            start_ticks: process.start_ticks + 1,
-            ..process
-        };
-        assert!(!stranger.is_alive());
-        assert_eq!(stranger.signal(Signal::SIGKILL), Err(Errno::ESRCH));
-        assert!(process.is_alive());
-        process.end(Duration::from_secs(10));
-        assert!(!process.is_alive());
-    }
 }

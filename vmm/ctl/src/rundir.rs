@@ -7,11 +7,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use wire::control::ControlAddr;
-use wire::register::{ReplicaId, VmId};
-
-use crate::process::Process;
+use wire::running::Running;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
@@ -37,49 +33,6 @@ pub enum RunDirError {
         #[source]
         source: serde_json::Error,
     },
-}
-
-/// A replica's process.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ReplicaProcess {
-    pub id: ReplicaId,
-    pub process: Process,
-    pub control: ControlAddr,
-}
-
-/// A guest port and where the host has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forwarded {
-    pub guest_port: u16,
-    /// `HOST:PORT`.
-    pub host: String,
-}
-
-/// What was started for a machine.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Running {
-    pub name: String,
-    pub vm: VmId,
-    pub diskd: Option<Process>,
-    pub netd: Option<Process>,
-    /// `HOST:PORT` of the servers.
-    pub nbd: Option<String>,
-    pub register: Option<String>,
-    pub switch: Option<String>,
-    pub forwards: Vec<Forwarded>,
-    pub replicas: Vec<ReplicaProcess>,
-}
-
-impl Running {
-    /// All its processes, replicas first.
-    pub fn processes(&self) -> impl Iterator<Item = Process> + '_ {
-        let replicas = self.replicas.iter().map(|replica| replica.process);
-        replicas.chain(self.netd).chain(self.diskd)
-    }
-
-    pub fn is_alive(&self) -> bool {
-        self.processes().any(|process| process.is_alive())
-    }
 }
 
 /// A machine's folder.

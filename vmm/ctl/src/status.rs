@@ -6,8 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use wire::control::{ControlClient, PositionStatus, Protection, Role, Status};
 use wire::register::{ReplicaId, View};
-
-use crate::rundir::{ReplicaProcess, Running};
+use wire::running::{ReplicaProcess, Running};
 
 /// How long a replica may take to answer; one that is stopped does not.
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -74,7 +73,7 @@ pub fn status(running: &Running) -> Overview {
         forwards: running
             .forwards
             .iter()
-            .map(|forward| (forward.guest_port, forward.host.clone()))
+            .map(|forward| (forward.guest_port, forward.host.to_string()))
             .collect(),
         replicas,
     }

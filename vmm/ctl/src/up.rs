@@ -11,10 +11,11 @@ use vmm::machine::Off;
 use vmm::save::{About, LoadError};
 use wire::control::{ControlAddr, Protection, Role};
 use wire::register::{RegisterClient, RegisterError, ReplicaId, VmId};
+use wire::running::{Forwarded, ReplicaProcess, Running};
 
 use crate::process::{self, End, StartError, Started, tail};
 use crate::progress::Teller;
-use crate::rundir::{Forwarded, ReplicaProcess, RunDir, RunDirError, Running};
+use crate::rundir::{RunDir, RunDirError};
 use crate::{interrupt, log, status};
 
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);

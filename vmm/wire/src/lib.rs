@@ -6,6 +6,7 @@
 //! | [`register`] | `ft-vmm`, `ft-ctl` and `ft-diskd` | the view register: test-and-set, snapshots |
 //! | [`netport`] | `ft-vmm` and `ft-netd` | Ethernet frames and who is live |
 //! | [`control`] | `ft-ctl` and `ft-vmm` | status, console, save, power |
+//! | [`running`] | `ft-ctl` and itself, later | which processes a machine has |
 //!
 //! Parsing is pure and bounded: every length that a peer sends is checked before anything of that
 //! length is allocated, and bad input is an error that says what was wrong, never a panic. The
@@ -21,3 +22,4 @@ pub mod nbd;
 pub mod net;
 pub mod netport;
 pub mod register;
+pub mod running;

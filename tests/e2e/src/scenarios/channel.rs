@@ -55,7 +55,7 @@ fn cut(context: &Context, seed: u64, how: Link) -> Result<()> {
     } else {
         primary
     };
-    loser.process.wait_end(LONG)?;
+    crate::process::wait_end(loser.process, LONG)?;
     let code = machine.exit_code(loser.process);
     let said = machine.log(&format!("replica-{}", loser.id));
     let reason = said.lines().find(|line| line.contains("halted:"));

@@ -180,7 +180,7 @@ fn replicas_differ(context: &Context, _seed: u64) -> Result<()> {
     let machine = &rig.machine;
     // A pair that does not match does not start: neither replica may go on without the other.
     for replica in machine.replicas() {
-        replica.process.wait_end(LONG)?;
+        crate::process::wait_end(replica.process, LONG)?;
         let said = machine.log(&format!("replica-{}", replica.id));
         if !said.contains("the memory layouts differ") || said.contains("panicked") {
             bail!("replica {} does not say what differs:\n{said}", replica.id);

@@ -39,7 +39,7 @@ fn poweroff(context: &Context, _seed: u64) -> Result<()> {
     machine.wait_shell(LONG)?;
     machine.type_line("poweroff")?;
     for replica in machine.replicas() {
-        replica.process.wait_end(LONG)?;
+        crate::process::wait_end(replica.process, LONG)?;
         let said = machine.log(&format!("replica-{}", replica.id));
         if said.contains("halted:") || said.contains("panicked") {
             bail!("replica {} did not end in order:\n{said}", replica.id);

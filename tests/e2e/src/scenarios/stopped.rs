@@ -53,7 +53,7 @@ fn stopped_primary(context: &Context, seed: u64) -> Result<()> {
     wait_answers(&load, 300, LONG)?;
     let sent = watch(&rig)?;
     primary.process.signal(Signal::SIGCONT)?;
-    primary.process.wait_end(LONG)?;
+    crate::process::wait_end(primary.process, LONG)?;
 
     let code = rig.machine.exit_code(primary.process);
     let said = rig.machine.log(&format!("replica-{}", primary.id));

@@ -55,7 +55,7 @@ fn three_hosts(context: &Context, seed: u64) -> Result<()> {
         other => bail!("the cut off primary says: {other:?}"),
     }
     network.plug(HOST_A, true)?;
-    primary.process.wait_end(LONG)?;
+    crate::process::wait_end(primary.process, LONG)?;
     let said = machine.log(&format!("replica-{}", primary.id));
     let Some(reason) = said.lines().find(|line| line.contains("halted:")) else {
         bail!("the old primary did not say why it ended:\n{said}");
