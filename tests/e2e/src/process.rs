@@ -38,8 +38,11 @@ impl Owned {
 
     /// The status with which it ended, if it has.
     pub fn exit_code(&mut self) -> Option<i32> {
-        let status = self.child.try_wait().ok()??;
-        status.code()
+        if self.process.is_alive() {
+            return None;
+        }
+        // It is a zombie as soon as its first thread is gone, and has a status when its last is.
+        self.child.wait().ok()?.code()
     }
 }
 
