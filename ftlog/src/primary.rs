@@ -311,6 +311,16 @@ impl<T> Primary<T> {
         }
     }
 
+    /// See [`Replica::may_emit_until_ns`](crate::replica::Replica::may_emit_until_ns).
+    pub fn may_emit_until_ns(&self) -> u64 {
+        match self.phase {
+            Phase::Protected => self.detector.deadline_ns(),
+            // What a machine put out before it switched itself off still leaves.
+            Phase::Alone | Phase::Halted => u64::MAX,
+            _ => 0,
+        }
+    }
+
     /// When [`Primary::tick`] is next due.
     pub fn deadline_ns(&self) -> Option<u64> {
         match self.phase {

@@ -272,6 +272,15 @@ impl<T> Replica<T> {
         }
     }
 
+    /// Until when released outputs may leave, unless there is news: a replica that finds itself later
+    /// than that may have been stopped, and another may be live. `u64::MAX`: no other can be.
+    pub fn may_emit_until_ns(&self) -> u64 {
+        match self {
+            Replica::Primary(primary) => primary.may_emit_until_ns(),
+            Replica::Backup(_) => 0,
+        }
+    }
+
     /// What is to be done next, until `None`.
     pub fn next_effect(&mut self) -> Option<Effect<T>> {
         match self {

@@ -14,6 +14,7 @@ mod channel;
 mod clock;
 mod control;
 pub mod convert;
+mod lease;
 mod metrics;
 pub mod offline;
 mod outlet;

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use devices::{DiskRequest, Output};
+use devices::{DiskOp, DiskRequest, Output};
 use ftlog::View;
 use wire::nbd::ExportName;
 
+use super::clock::Monotonic;
 use super::convert;
+use super::lease::Lease;
 use crate::link::{Console, ConsoleLine, DiskLink, NetLink, spawn};
 
 /// How long the end of a replica waits for its outputs.
@@ -53,18 +55,25 @@ pub struct Outlet {
     queue: Sender<Release>,
     outside: Outside,
     shut: Arc<AtomicBool>,
+    lease: Arc<Lease>,
     /// When the first frame left since the flag was armed; for the failover's timeline.
     watch: Arc<super::timeline::Timeline>,
 }
 
 impl Outlet {
-    pub fn start(outside: Outside, watch: Arc<super::timeline::Timeline>) -> std::io::Result<Self> {
+    /// `clock` is the protocol's.
+    pub fn start(
+        outside: Outside,
+        clock: Monotonic,
+        watch: Arc<super::timeline::Timeline>,
+    ) -> std::io::Result<Self> {
         // Bounded by what the protocol holds back and by what the guest has in flight.
         let (queue, released) = crossbeam_channel::unbounded();
         let outlet = Self {
             queue,
             outside,
             shut: Arc::default(),
+            lease: Arc::new(Lease::new(clock)),
             watch,
         };
         let worker = outlet.clone();
@@ -78,6 +87,11 @@ impl Outlet {
         let _ = self.queue.send(release);
     }
 
+    /// Outputs may leave until then, by the protocol's clock.
+    pub fn lease(&self, until_ns: u64) {
+        self.lease.set(until_ns);
+    }
+
     /// A disk read: no output, so it does not wait for any acknowledgement.
     pub fn read(&self, request: DiskRequest) {
         self.release(Release::Output(Output::Disk(request)));
@@ -86,6 +100,7 @@ impl Outlet {
     /// Drops whatever has not left yet, and everything from now on.
     pub fn shut(&self) {
         self.shut.store(true, Ordering::SeqCst);
+        self.lease.end();
         if let Some(disk) = &self.outside.disk {
             disk.close();
         }
@@ -112,7 +127,8 @@ impl Outlet {
 
     fn work(&self, released: &Receiver<Release>) {
         for release in released {
-            if !self.shut.load(Ordering::SeqCst) {
+            let may_leave = !shows(&release) || self.lease.holds();
+            if may_leave && !self.shut.load(Ordering::SeqCst) {
                 self.carry_out(release);
             }
         }
@@ -161,5 +177,14 @@ impl Outlet {
             tag.view = view.number;
         }
         disk.reopen(export);
+    }
+}
+
+/// Whether somebody outside can see it.
+fn shows(release: &Release) -> bool {
+    match release {
+        Release::Output(Output::Disk(request)) => request.op != DiskOp::Read,
+        Release::Output(_) => true,
+        _ => false,
     }
 }

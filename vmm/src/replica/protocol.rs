@@ -359,6 +359,7 @@ impl Inner {
             woken |= !matches!(effect, Effect::Send(_) | Effect::Release(_));
             self.carry_out_one(state, effect);
         }
+        self.outlet.lease(state.replica.may_emit_until_ns());
         state.report_frames(&self.outlet);
         // A replaying vCPU waits for entries, a stalled one for acknowledgements.
         if woken || state.replica.phase() != Phase::Alone {

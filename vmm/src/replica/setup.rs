@@ -168,9 +168,9 @@ pub(super) fn prepare(spec: Spec) -> Result<Ready, SetupError> {
 
     let timeline = Arc::new(Timeline::default());
     let export = outside.export.clone();
-    let outlet =
-        Outlet::start(outside.clone(), Arc::clone(&timeline)).map_err(SetupError::Thread)?;
     let clock = Monotonic::start();
+    let outlet =
+        Outlet::start(outside.clone(), clock, Arc::clone(&timeline)).map_err(SetupError::Thread)?;
     let bounds = spec.config.protocol();
     let now = clock.now();
     let replica = match spec.role {
