@@ -219,8 +219,8 @@ proptest! {
 #[test]
 fn random_entry_bodies_never_panic() {
     use rand::{Rng, SeedableRng};
-    let seed = rand::random();
-    println!("seed {seed}");
+    let seed = std::env::var("SEED").map_or_else(|_| rand::random(), |s| s.parse().unwrap());
+    println!("repeat with SEED={seed} cargo test --release -p ftlog");
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let hello = encode(&Message::Hello(Box::new(hello())));
     for _ in 0..20_000 {

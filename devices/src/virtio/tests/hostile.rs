@@ -504,6 +504,11 @@ impl Rig {
         self.machine.outputs();
         match step {
             Step::Frame { .. } => {}
+            // The damage may have taken the device.
+            Step::Input { len } => {
+                let (machine, input) = (&mut self.machine, Input::ConsoleInput(vec![1; *len]));
+                let _ = machine.board.deliver(&machine.mem, input);
+            }
             _ => self.apply(step),
         }
     }
