@@ -311,6 +311,12 @@ impl<T> Primary<T> {
         }
     }
 
+    /// See [`Replica::left`](crate::replica::Replica::left).
+    pub fn left(&mut self, below: u64) {
+        self.released = self.released.max(below);
+        self.encoder.set_released(self.released);
+    }
+
     /// See [`Replica::may_emit_until_ns`](crate::replica::Replica::may_emit_until_ns).
     pub fn may_emit_until_ns(&self) -> u64 {
         match self.phase {
@@ -418,8 +424,6 @@ impl<T> Primary<T> {
                 ..
             } = held;
             let held_ns = now.saturating_sub(since_ns);
-            self.released = ordinal + 1;
-            self.encoder.set_released(self.released);
             self.leave(
                 now,
                 Released {

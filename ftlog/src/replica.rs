@@ -272,6 +272,14 @@ impl<T> Replica<T> {
         }
     }
 
+    /// The released outputs with numbers below this have been handed to the outside: should this
+    /// replica fail now, the backup need not send them again.
+    pub fn left(&mut self, below: u64) {
+        if let Replica::Primary(primary) = self {
+            primary.left(below);
+        }
+    }
+
     /// Until when released outputs may leave, unless there is news: a replica that finds itself later
     /// than that may have been stopped, and another may be live. `u64::MAX`: no other can be.
     pub fn may_emit_until_ns(&self) -> u64 {

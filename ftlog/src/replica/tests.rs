@@ -53,6 +53,8 @@ struct Pair {
     seen_a: Vec<String>,
     seen_b: Vec<String>,
     cut: bool,
+    /// What A releases gets out of its process.
+    sockets_work: bool,
 }
 
 fn word<T: fmt::Debug>(effect: &Effect<T>) -> String {
@@ -85,6 +87,7 @@ impl Pair {
             seen_a: Vec::new(),
             seen_b: Vec::new(),
             cut: false,
+            sockets_work: true,
         }
     }
 
@@ -103,7 +106,12 @@ impl Pair {
                 match effect {
                     Effect::Send(bytes) if !self.cut => self.b.received(self.now, &bytes),
                     Effect::Send(_) => {}
-                    other => self.seen_a.push(word(&other)),
+                    other => {
+                        self.seen_a.push(word(&other));
+                        if let (Effect::Release(released), true) = (other, self.sockets_work) {
+                            self.a.left(released.ordinal + 1);
+                        }
+                    }
                 }
             }
             while let Some(effect) = self.b.next_effect() {
@@ -198,6 +206,27 @@ fn entries_that_nothing_waits_for_are_batched() {
     assert_eq!(primary.last_ack().executed, 2);
     assert_eq!(primary.stats().frames, 1);
     assert_eq!(primary.buffered_bytes(), 0);
+}
+
+#[test]
+fn an_output_that_was_released_but_did_not_get_out_is_sent_by_the_backup() {
+    let mut pair = Pair::new();
+    pair.sockets_work = false;
+    pair.output(5, MarkKind::Console, "stuck");
+    pair.deliver();
+    assert_eq!(pair.seen_a.last().unwrap(), "release \"stuck\"");
+    pair.replay("stuck");
+    pair.pass(60); // heartbeats
+    pair.b.closed(pair.now);
+    pair.cut = true;
+    let won = View {
+        number: 2,
+        primary: B,
+        backup: None,
+    };
+    pair.b.register_answered(pair.now, ClaimAnswer::Won(won));
+    pair.deliver();
+    assert_eq!(pair.seen_b.last().unwrap(), "release \"stuck\"");
 }
 
 #[test]

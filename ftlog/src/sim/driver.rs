@@ -318,7 +318,10 @@ impl World {
         if self.options.mutation == Mutation::ReleaseAtOnce && n == 0 {
             return Ok(()); // it has left already
         }
-        self.emit(n, released.ordinal, released.output)
+        let ordinal = released.ordinal;
+        self.emit(n, ordinal, released.output)?;
+        self.nodes[n].replica.left(ordinal + 1);
+        Ok(())
     }
 
     /// An output leaves its replica.

@@ -156,7 +156,7 @@ fn go_live(
         }
     }
     if let Some(frame) = machine.announcement() {
-        outlet.release(Release::Output(Output::NetTransmit(frame)));
+        outlet.release(Release::Output(None, Output::NetTransmit(frame)));
     }
     protocol.timeline().live();
     (machine, clock)
@@ -167,7 +167,7 @@ fn reissue(machine: &Machine, protocol: &Protocol) {
     for request in machine.disk_in_flight() {
         protocol
             .outlet()
-            .release(Release::Output(Output::Disk(request)));
+            .release(Release::Output(None, Output::Disk(request)));
     }
 }
 

@@ -4,11 +4,11 @@
 //! replica's outlet is shut: what still waits in it is dropped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use devices::{DiskOp, DiskRequest, Output};
+use devices::{DiskRequest, Output};
 use ftlog::View;
 use wire::nbd::ExportName;
 
@@ -24,12 +24,12 @@ const DRAIN_STEP: Duration = Duration::from_millis(5);
 /// What can leave.
 #[derive(Debug)]
 pub enum Release {
-    Output(Output),
+    /// The output with this number; an announcement or a request issued again has none.
+    Output(Option<u64>, Output),
+    /// A disk read, which is no output.
+    Read(DiskRequest),
     /// Inbound frames up to `number` of a switch connection are safe in the log.
-    Consumed {
-        connection: u64,
-        number: u64,
-    },
+    Consumed { connection: u64, number: u64 },
     /// This replica won the view: from now on its disk requests belong to it.
     Claimed(View),
     /// This replica is live in the view: the switch takes its frames.
@@ -56,6 +56,8 @@ pub struct Outlet {
     outside: Outside,
     shut: Arc<AtomicBool>,
     lease: Arc<Lease>,
+    /// Outputs with numbers below this have left.
+    left: Arc<AtomicU64>,
     /// When the first frame left since the flag was armed; for the failover's timeline.
     watch: Arc<super::timeline::Timeline>,
 }
@@ -74,6 +76,7 @@ impl Outlet {
             outside,
             shut: Arc::default(),
             lease: Arc::new(Lease::new(clock)),
+            left: Arc::default(),
             watch,
         };
         let worker = outlet.clone();
@@ -87,6 +90,11 @@ impl Outlet {
         let _ = self.queue.send(release);
     }
 
+    /// Outputs with numbers below this have left.
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::SeqCst)
+    }
+
     /// Outputs may leave until then, by the protocol's clock.
     pub fn lease(&self, until_ns: u64) {
         self.lease.set(until_ns);
@@ -94,7 +102,7 @@ impl Outlet {
 
     /// A disk read: no output, so it does not wait for any acknowledgement.
     pub fn read(&self, request: DiskRequest) {
-        self.release(Release::Output(Output::Disk(request)));
+        self.release(Release::Read(request));
     }
 
     /// Drops whatever has not left yet, and everything from now on.
@@ -127,8 +135,8 @@ impl Outlet {
 
     fn work(&self, released: &Receiver<Release>) {
         for release in released {
-            let may_leave = !shows(&release) || self.lease.holds();
-            if may_leave && !self.shut.load(Ordering::SeqCst) {
+            let is_output = matches!(release, Release::Output(..));
+            if (!is_output || self.lease.holds()) && !self.shut.load(Ordering::SeqCst) {
                 self.carry_out(release);
             }
         }
@@ -136,23 +144,13 @@ impl Outlet {
 
     fn carry_out(&self, release: Release) {
         match release {
-            Release::Output(Output::NetTransmit(frame)) => {
-                if let Some(net) = &self.outside.net {
-                    net.transmit(&frame);
-                    self.watch.first_output();
+            Release::Output(number, output) => {
+                self.put_out(output);
+                if let Some(number) = number {
+                    self.left.store(number + 1, Ordering::SeqCst);
                 }
             }
-            Release::Output(Output::Disk(request)) => {
-                if let Some(disk) = &self.outside.disk {
-                    disk.submit(request);
-                }
-            }
-            Release::Output(Output::Console { port, bytes }) => match convert::line(port) {
-                ConsoleLine::Serial => self.outside.serial.put(&bytes),
-                ConsoleLine::Virtio => self.outside.virtio_console.put(&bytes),
-            },
-            // The machine itself has carried these out.
-            Release::Output(Output::Reset | Output::PowerOff | Output::Exit(_)) => {}
+            Release::Read(request) => self.submit(request),
             Release::Drained(done) => drop(done.send(())),
             Release::Claimed(view) => self.reopen_disk(view),
             Release::Live(view) => {
@@ -168,6 +166,30 @@ impl Outlet {
         }
     }
 
+    fn put_out(&self, output: Output) {
+        match output {
+            Output::NetTransmit(frame) => {
+                if let Some(net) = &self.outside.net {
+                    net.transmit(&frame);
+                    self.watch.first_output();
+                }
+            }
+            Output::Disk(request) => self.submit(request),
+            Output::Console { port, bytes } => match convert::line(port) {
+                ConsoleLine::Serial => self.outside.serial.put(&bytes),
+                ConsoleLine::Virtio => self.outside.virtio_console.put(&bytes),
+            },
+            // The machine itself has carried these out.
+            Output::Reset | Output::PowerOff | Output::Exit(_) => {}
+        }
+    }
+
+    fn submit(&self, request: DiskRequest) {
+        if let Some(disk) = &self.outside.disk {
+            disk.submit(request);
+        }
+    }
+
     fn reopen_disk(&self, view: View) {
         let (Some(disk), Some(export)) = (&self.outside.disk, &self.outside.export) else {
             return;
@@ -177,14 +199,5 @@ impl Outlet {
             tag.view = view.number;
         }
         disk.reopen(export);
-    }
-}
-
-/// Whether somebody outside can see it.
-fn shows(release: &Release) -> bool {
-    match release {
-        Release::Output(Output::Disk(request)) => request.op != DiskOp::Read,
-        Release::Output(_) => true,
-        _ => false,
     }
 }

@@ -346,6 +346,7 @@ impl Protocol {
     /// Makes a call on the machine and carries out what it wants.
     fn call<R>(&self, f: impl FnOnce(&mut State, u64) -> R) -> R {
         let mut state = self.lock();
+        state.replica.left(self.0.outlet.left());
         let result = f(&mut state, self.0.clock.now());
         self.0.carry_out(&mut state);
         result
@@ -376,7 +377,8 @@ impl Inner {
             Effect::Start => tracing::info!("the guest starts"),
             Effect::Release(released) => {
                 state.metrics.hold.add_ns(released.held_ns);
-                self.outlet.release(Release::Output(released.output));
+                self.outlet
+                    .release(Release::Output(Some(released.ordinal), released.output));
             }
             Effect::Suspected(suspicion) => {
                 tracing::warn!(%suspicion, "the other replica is suspected; asking the view register");
