@@ -171,6 +171,7 @@ impl Machine {
     /// Waits until another replica than `not` is alone; gives what it says.
     pub fn wait_alone(&self, not: Option<ReplicaId>, bound: Duration) -> Result<Status> {
         wait::until("a replica is live alone", bound, || {
+            self.check_processes()?;
             let live = self.live();
             Ok(live
                 .filter(|(replica, status)| status.role == Role::Solo && Some(replica.id) != not)
