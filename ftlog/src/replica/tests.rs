@@ -37,6 +37,15 @@ fn view() -> View {
     }
 }
 
+/// A view without a backup.
+fn alone_in(number: u64, primary: ReplicaId) -> View {
+    View {
+        number,
+        primary,
+        backup: None,
+    }
+}
+
 fn at(count: u64) -> Position {
     Position {
         count,
@@ -219,11 +228,7 @@ fn an_output_that_was_released_but_did_not_get_out_is_sent_by_the_backup() {
     pair.pass(60); // heartbeats
     pair.b.closed(pair.now);
     pair.cut = true;
-    let won = View {
-        number: 2,
-        primary: B,
-        backup: None,
-    };
+    let won = alone_in(2, B);
     pair.b.register_answered(pair.now, ClaimAnswer::Won(won));
     pair.deliver();
     assert_eq!(pair.seen_b.last().unwrap(), "release \"stuck\"");
@@ -249,11 +254,7 @@ fn the_backup_takes_over_when_it_has_won_and_consumed_its_log() {
     pair.pass(100);
     assert_eq!(pair.b.phase(), Phase::Claiming);
     assert_eq!(pair.seen_b.last().unwrap(), "claim from 1");
-    let won = View {
-        number: 2,
-        primary: B,
-        backup: None,
-    };
+    let won = alone_in(2, B);
     pair.b.register_answered(pair.now, ClaimAnswer::Won(won));
     assert_eq!(pair.b.phase(), Phase::Draining);
     pair.seen_b.clear();
@@ -298,11 +299,7 @@ fn a_primary_that_was_stopped_too_long_lets_nothing_out_on_waking() {
     pair.cut = true;
     pair.deliver();
     assert_eq!(pair.seen_a.last().unwrap(), "claim from 1");
-    let theirs = View {
-        number: 2,
-        primary: B,
-        backup: None,
-    };
+    let theirs = alone_in(2, B);
     pair.a
         .register_answered(pair.now, ClaimAnswer::Lost(theirs));
     pair.deliver();
@@ -366,11 +363,7 @@ fn a_diverged_backup_halts_and_the_primary_asks_to_go_on_alone() {
     pair.output(4, MarkKind::Net, "held");
     pair.deliver();
     assert_eq!(pair.seen_a.last().unwrap(), "claim from 1");
-    let alone = View {
-        number: 2,
-        primary: A,
-        backup: None,
-    };
+    let alone = alone_in(2, A);
     pair.a.register_answered(pair.now, ClaimAnswer::Won(alone));
     pair.deliver();
     assert_eq!(pair.seen_a.last().unwrap(), "release \"held\"");
@@ -407,11 +400,7 @@ fn a_backup_that_takes_over_a_machine_that_is_going_off_ends_with_it() {
         }
     }
     pair.b.closed(pair.now);
-    let won = View {
-        number: 2,
-        primary: B,
-        backup: None,
-    };
+    let won = alone_in(2, B);
     pair.b.register_answered(pair.now, ClaimAnswer::Won(won));
     pair.replay("off");
     pair.replay("cut");
@@ -434,11 +423,7 @@ fn nothing_comes_from_a_halted_primary() {
     let mut pair = Pair::new();
     pair.a.closed(pair.now);
     pair.output(5, MarkKind::Net, "x");
-    let theirs = View {
-        number: 2,
-        primary: B,
-        backup: None,
-    };
+    let theirs = alone_in(2, B);
     pair.a
         .register_answered(pair.now, ClaimAnswer::Lost(theirs));
     pair.cut = true;
@@ -453,11 +438,7 @@ fn nothing_comes_from_a_halted_primary() {
     let primary = pair.a.primary().unwrap();
     let more = primary.output(1, at(6), MarkKind::Net, b"", 0, "y");
     assert_eq!(more, Err(AppendError::Halted));
-    let won = View {
-        number: 2,
-        primary: A,
-        backup: None,
-    };
+    let won = alone_in(2, A);
     pair.a.register_answered(pair.now, ClaimAnswer::Won(won));
     pair.a.connected(pair.now);
     pair.pass(2000);
@@ -486,11 +467,7 @@ fn network_frames_are_safe_when_the_backup_has_them_or_is_gone() {
     pair.a.closed(pair.now);
     frame(&mut pair);
     assert_eq!(safe(&mut pair), 1);
-    let alone = View {
-        number: 2,
-        primary: A,
-        backup: None,
-    };
+    let alone = alone_in(2, A);
     pair.a.register_answered(pair.now, ClaimAnswer::Won(alone));
     assert_eq!(safe(&mut pair), 3);
     frame(&mut pair);
@@ -517,11 +494,7 @@ fn a_primary_whose_backup_never_comes_asks_and_starts_alone() {
         pair.seen_a,
         ["suspected: it never came", "CloseChannel", "claim from 1"]
     );
-    let alone = View {
-        number: 2,
-        primary: A,
-        backup: None,
-    };
+    let alone = alone_in(2, A);
     pair.a.register_answered(pair.now, ClaimAnswer::Won(alone));
     pair.deliver();
     assert_eq!(pair.seen_a[3..], ["claimed 2", "live 2", "Start"]);
