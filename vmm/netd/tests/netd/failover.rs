@@ -6,24 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::guest::{ECHO_PORT, Runner, connect, expect_control, frame_to};
+use crate::guest::{Runner, connect, expect_control, frame_to, switch};
 use ft_netd::config::Subnet;
 use ft_netd::{Config, Forward, Handle, Outside, serve};
 use wire::netport::{FromSwitch, Mac, Message};
-
-fn switch() -> Handle {
-    let forward = Forward {
-        host: "127.0.0.1:0".parse().unwrap(),
-        guest_port: ECHO_PORT,
-    };
-    serve(&Config {
-        replicas: "127.0.0.1:0".to_owned(),
-        outside: Outside::User,
-        forwards: vec![forward],
-        subnet: Subnet::default(),
-    })
-    .unwrap()
-}
 
 fn client(switch: &Handle) -> TcpStream {
     let stream = TcpStream::connect(switch.forwards()[0].host).unwrap();
@@ -57,7 +43,7 @@ fn pattern(length: usize, salt: u64) -> Vec<u8> {
 
 #[test]
 fn a_connection_is_accepted_echoed_and_closed() {
-    let switch = switch();
+    let switch = switch(Outside::User);
     let guest = Runner::start(Subnet::default().guest);
     guest.attach(connect(switch.replicas(), 1, 1, true));
     for round in 0..6 {
@@ -74,7 +60,7 @@ fn a_connection_is_accepted_echoed_and_closed() {
 
 #[test]
 fn a_client_notices_nothing_of_two_failovers_under_load() {
-    let switch = switch();
+    let switch = switch(Outside::User);
     let guest = Runner::start(Subnet::default().guest);
     guest.attach(connect(switch.replicas(), 1, 1, true));
     let stream = client(&switch);
@@ -109,7 +95,7 @@ fn a_client_notices_nothing_of_two_failovers_under_load() {
 #[test]
 #[ignore = "takes 12 s of silence"]
 fn a_client_survives_twelve_seconds_of_silence() {
-    let switch = switch();
+    let switch = switch(Outside::User);
     let guest = Runner::start(Subnet::default().guest);
     guest.attach(connect(switch.replicas(), 1, 1, true));
     let stream = client(&switch);
@@ -149,7 +135,7 @@ fn a_guest_that_refuses_resets_the_client() {
 
 #[test]
 fn a_fenced_replica_is_told_and_its_frames_go_nowhere() {
-    let switch = switch();
+    let switch = switch(Outside::User);
     let gateway = Mac([0x52, 0x55, 0x0a, 0, 2, 2]);
     let (mut old, mut old_in) = connect(switch.replicas(), 1, 1, true).split();
     assert_eq!(expect_control(&mut old_in), FromSwitch::Live { view: 1 });
@@ -175,7 +161,7 @@ fn a_fenced_replica_is_told_and_its_frames_go_nowhere() {
 #[test]
 #[ignore = "measures, asserts nothing about time"]
 fn throughput_and_latency() {
-    let switch = switch();
+    let switch = switch(Outside::User);
     let guest = Runner::start(Subnet::default().guest);
     guest.attach(connect(switch.replicas(), 1, 1, true));
     let mut stream = client(&switch);

@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use ft_netd::config::Subnet;
+use ft_netd::{Forward, Handle, Outside};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
@@ -20,6 +22,21 @@ pub const VM: VmId = VmId([5; 16]);
 pub const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 pub const ECHO_PORT: u16 = 7;
 const SOCKETS: usize = 4;
+
+/// The switch, with the guest's echo port forwarded to any port of this host.
+pub fn switch(outside: Outside) -> Handle {
+    let forward = Forward {
+        host: "127.0.0.1:0".parse().unwrap(),
+        guest_port: ECHO_PORT,
+    };
+    ft_netd::serve(&ft_netd::Config {
+        replicas: "127.0.0.1:0".to_owned(),
+        outside,
+        forwards: vec![forward],
+        subnet: Subnet::default(),
+    })
+    .unwrap()
+}
 
 pub fn hello(replica: u64, view: u64, live: bool) -> Hello {
     Hello {

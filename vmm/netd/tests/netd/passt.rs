@@ -4,10 +4,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::guest::{ECHO_PORT, MAC, Runner, connect};
+use crate::guest::{self, MAC, Runner, connect};
 use crate::namespace::{in_namespace, ip};
 use ft_netd::config::Subnet;
-use ft_netd::{Config, Forward, Handle, Outside, serve};
+use ft_netd::{Handle, Outside};
 use wire::netport::Message;
 
 fn switch() -> Handle {
@@ -15,17 +15,7 @@ fn switch() -> Handle {
     ip("addr add 192.0.2.10/24 dev world0");
     ip("link set world0 up");
     ip("route add default via 192.0.2.1");
-    let forward = Forward {
-        host: "127.0.0.1:0".parse().unwrap(),
-        guest_port: ECHO_PORT,
-    };
-    serve(&Config {
-        replicas: "127.0.0.1:0".to_owned(),
-        outside: Outside::Passt,
-        forwards: vec![forward],
-        subnet: Subnet::default(),
-    })
-    .unwrap()
+    guest::switch(Outside::Passt)
 }
 
 /// The guest asks for its gateway's address, as every system does when its network comes up:
