@@ -23,6 +23,9 @@ pub enum Stop {
     Reached,
     /// The vCPU waits for an interrupt.
     Idle,
+    /// The vCPU ran past its position for longer than the engine's limit without an exit, and stands
+    /// where no position is.
+    Adrift,
     /// Outputs wait in [`Machine::take_outputs`], or the vCPU had shut down and was reset.
     Output,
     /// The machine is off and does not run again.
@@ -122,7 +125,7 @@ impl Machine {
         engine.set_state(&state)?;
         let core = Core {
             board: Board::new(spec),
-            clock: ClockBase::default(),
+            clock: ClockBase::at_power_on(engine.info().ns_per_count),
             outputs: 0,
             cut: false,
             off: None,
@@ -199,6 +202,7 @@ impl Machine {
             let exit = self.engine.run(Some(until), entry)?;
             entry = match exit {
                 Exit::Pending(read) => Entry::Answer(self.answer(read)),
+                Exit::Adrift => return Ok(Stop::Adrift),
                 Exit::Boundary(boundary) => match self.at_boundary(boundary, until)? {
                     Some(stop) => return Ok(stop),
                     None => Entry::Resume,

@@ -70,7 +70,7 @@ impl From<&EngineInfo> for SavedEngine {
     fn from(info: &EngineInfo) -> Self {
         Self {
             name: info.name.to_owned(),
-            counts: info.counts.to_owned(),
+            counts: info.counts.to_string(),
             cpuid_hash: info.cpuid_hash,
             host_math: info.host_math,
         }

@@ -261,6 +261,7 @@ impl<'a> Rig<'a> {
                     self.seen.push(Seen::Store { addr, size, value });
                 }
                 Exit::Pending(read) => entry = self.answer(read),
+                Exit::Adrift => return Err("still running without an exit".to_owned()),
             }
         }
     }

@@ -75,6 +75,7 @@ fn clock(make: Maker) -> Result<(), String> {
     let base = ClockBase {
         at_count: 900,
         ns: 0x5_0000_0000,
+        ns_per_count: rig.engine.info().ns_per_count,
     };
     rig.engine.set_clock(base);
     let s = rig.finish()?;

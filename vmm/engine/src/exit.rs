@@ -3,7 +3,8 @@
 //! The type says whether an exit is *consistent*: at a [`Boundary`] the vCPU stands between two
 //! instructions, its state may be saved and an asynchronous event may be put in; with a
 //! [`PendingRead`] an instruction waits in its middle for a value and nothing else may be done than
-//! to answer it.
+//! to answer it. Where a vCPU is [`Exit::Adrift`] it stands between two instructions as well, but at
+//! a place that no position names: nothing may be put in there unless the state is sent along.
 
 /// Why `run` returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub enum Exit {
     Boundary(Boundary),
     /// An instruction waits for a value; answer it with [`Entry::Answer`].
     Pending(PendingRead),
+    /// The vCPU has run without an exit for longer than the limit of
+    /// [`Engine::set_stretch_limit`](crate::Engine::set_stretch_limit), and was stopped somewhere
+    /// after its position. Only an engine whose positions are exits does this.
+    Adrift,
 }
 
 /// A consistent exit.

@@ -1,8 +1,9 @@
 //! The engine trait.
 
 use std::ops::Range;
+use std::time::Duration;
 
-use ftlog::Position;
+use ftlog::{CountUnit, Position};
 
 use crate::{ClockBase, CpuState, Entry, Exit};
 
@@ -11,8 +12,10 @@ use crate::{ClockBase, CpuState, Entry, Exit};
 pub struct EngineInfo {
     /// Short name: `soft`, `kvm`.
     pub name: &'static str,
-    /// What a position's count counts, in words.
-    pub counts: &'static str,
+    /// What a position's count counts.
+    pub counts: CountUnit,
+    /// Advance of the guest's clock for each unit of the count, in nanoseconds.
+    pub ns_per_count: u64,
     /// A hash of what CPUID shows to the guest.
     pub cpuid_hash: u64,
     /// A fingerprint of the results of those host instructions that differ between CPU models and
@@ -40,7 +43,8 @@ pub enum EngineError {
 /// The one vCPU of a machine.
 ///
 /// Every call but `run` requires the vCPU to stand at a boundary (the last exit was
-/// `Exit::Boundary`, or it has not run yet).
+/// `Exit::Boundary`, or it has not run yet). After `Exit::Adrift` there are three: `run` goes on,
+/// `state` and `take_dirty` say what has become of the guest; `set_state` makes a position of it.
 pub trait Engine: Send {
     fn info(&self) -> EngineInfo;
 
@@ -57,6 +61,11 @@ pub trait Engine: Send {
 
     /// Whether `inject` is possible now: RFLAGS.IF is set and no interrupt shadow (STI, MOV SS).
     fn can_interrupt(&self) -> bool;
+
+    /// With an engine that counts exits: how long `run` lets the vCPU run without one before it
+    /// returns `Adrift`; `None` (at first): for ever. Other engines stop at any position and do not
+    /// need it.
+    fn set_stretch_limit(&mut self, _limit: Option<Duration>) {}
 
     /// Delivers an external interrupt: pushes the frame and enters the handler before the next
     /// instruction. Wakes a halted vCPU. Does not change the position's count.
@@ -81,6 +90,7 @@ pub trait Engine: Send {
     /// restore), so that whatever it derived from it (code, translations) is dropped.
     fn memory_written(&mut self, range: Range<u64>);
 
-    /// Guest frame numbers (4 KiB) that the vCPU has written since the last call, ascending.
+    /// Guest frame numbers (4 KiB) that the vCPU has written since the last call, ascending; with
+    /// some engines others too, which it has not.
     fn take_dirty(&mut self) -> Vec<u64>;
 }

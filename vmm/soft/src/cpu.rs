@@ -160,7 +160,7 @@ impl Cpu {
             dr: [0; 6],
             xcr0: 1,
             msrs: Msrs::default(),
-            clock: ClockBase::default(),
+            clock: ClockBase::at_power_on(1),
             halted: false,
             interrupt_shadow: false,
             shutdown: false,

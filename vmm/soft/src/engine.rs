@@ -8,7 +8,7 @@ use std::sync::Arc;
 use engine::{
     Boundary, ClockBase, CpuState, Engine, EngineError, EngineInfo, Entry, Exit, PendingRead,
 };
-use ftlog::Position;
+use ftlog::{CountUnit, Position};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
@@ -344,7 +344,8 @@ impl Engine for SoftEngine {
     fn info(&self) -> EngineInfo {
         EngineInfo {
             name: "soft",
-            counts: "retired instructions, one per REP iteration",
+            counts: CountUnit::Instructions,
+            ns_per_count: 1,
             cpuid_hash: cpuid::hash(),
             host_math: self.host_math,
         }

@@ -221,6 +221,7 @@ fn run(rig: &mut Rig, seed: u64) -> Result<Vec<CpuState>, String> {
         entry = Entry::Resume;
         match exit.map_err(|e| e.to_string())? {
             Exit::Pending(_) => entry = Entry::Answer(rng.random()),
+            Exit::Adrift => return Err("adrift".to_owned()),
             Exit::Boundary(boundary) => {
                 let state = rig.engine.state();
                 if boundary == Boundary::Shutdown || state.count > INSTRUCTIONS {

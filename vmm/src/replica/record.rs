@@ -108,6 +108,7 @@ impl Recorder {
                 }
                 Stop::Reached => self.queues.slice.reached(),
                 Stop::Idle => self.wait()?,
+                Stop::Adrift => continue,
                 Stop::Off(_) => std::thread::sleep(OFF_WAIT),
             }
             self.queues.slice.over();

@@ -160,7 +160,8 @@ impl<L: Log> Replayer<L> {
         while self.made.is_empty() && self.machine.position().count <= at.count {
             match self.machine.run(at.count)? {
                 Stop::Output => self.suppress()?,
-                Stop::Reached | Stop::Idle | Stop::Off(_) => break,
+                // The replay sets no limit to a stretch.
+                Stop::Adrift | Stop::Reached | Stop::Idle | Stop::Off(_) => break,
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ use devices::BoardSpec;
 use ftlog::backup::Backup;
 use ftlog::primary::Primary;
 use ftlog::replica::Replica;
-use ftlog::{CountUnit, Header, Region, ReplicaId, View, VmId};
+use ftlog::{Header, Region, ReplicaId, View, VmId};
 use wire::control::ControlAddr;
 use wire::control::server::ControlListenError;
 use wire::nbd::{ExportName, NbdError, ViewTag};
@@ -468,7 +468,7 @@ pub(super) fn header(vm: VmId, view: u64, config: &Config, machine: &Machine) ->
         view,
         build: crate::BUILD.to_owned(),
         engine: info.name.to_owned(),
-        counts: CountUnit::Instructions,
+        counts: info.counts,
         cpuid: info.cpuid_hash,
         memory: machine
             .ram()

@@ -32,6 +32,7 @@ fn machine() -> SavedMachine {
             clock: ClockBase {
                 at_count: 5,
                 ns: 99,
+                ns_per_count: 1,
             },
             board: (0..=255).collect(),
             outputs: 17,

@@ -100,7 +100,7 @@ pub fn run_to(machine: &mut Machine, until: u64) -> bool {
                     return true;
                 }
             }
-            Stop::Reached => return false,
+            Stop::Reached | Stop::Adrift => return false,
             Stop::Idle | Stop::Off(_) => return true,
         }
     }

@@ -166,7 +166,7 @@ fn record() -> Vec<Entry> {
         match stop {
             Stop::Off(_) => return entries,
             Stop::Output => {}
-            Stop::Reached | Stop::Idle => {
+            Stop::Reached | Stop::Adrift | Stop::Idle => {
                 let clock_ns = machine.now() + 1000;
                 let event = [
                     Event::Timer,

@@ -78,7 +78,7 @@ fn record() -> Recorded {
         match stop {
             Stop::Off(_) => break,
             Stop::Output => {}
-            Stop::Reached | Stop::Idle => {
+            Stop::Reached | Stop::Adrift | Stop::Idle => {
                 let clock_ns = machine.now() + 1000;
                 let event = Event::Timer;
                 entries.push(Entry::Event {
