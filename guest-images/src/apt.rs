@@ -138,18 +138,29 @@ impl Apt {
         wanted.extend_from_slice(names);
         let mut packages = self.closure(&wanted)?;
         packages.retain(|p| !essential.contains(p));
-        let kernels = self.closure(&[KERNEL_PACKAGE.to_string()])?;
-        let kernel = kernels
-            .into_iter()
-            .find(|p| p.name.starts_with("linux-image-") && p.name != KERNEL_PACKAGE)
-            .ok_or_else(|| {
-                BuildError::Unexpected(format!("{KERNEL_PACKAGE} depends on no kernel image"))
-            })?;
+        let kernel = self.resolve_kernel(KERNEL_PACKAGE)?;
         Ok(Lock {
             essential,
             packages,
             kernel,
         })
+    }
+
+    /// The kernel image that `package`, such as `linux-image-amd64`, stands for.
+    pub fn resolve_kernel(&self, package: &str) -> Result<Deb, BuildError> {
+        let kernels = self.closure(&[package.to_string()])?;
+        let image = |p: &Deb| p.name.starts_with("linux-image-") && p.name != package;
+        kernels
+            .into_iter()
+            .find(image)
+            .ok_or_else(|| BuildError::Unexpected(format!("{package} depends on no kernel image")))
+    }
+
+    /// One package, without what it depends on.
+    pub fn resolve_one(&self, package: &str) -> Result<Deb, BuildError> {
+        let debs = self.closure(&[package.to_string()])?;
+        let found = debs.into_iter().find(|p| p.name == package);
+        found.ok_or_else(|| BuildError::Unexpected(format!("apt offers no {package}")))
     }
 
     fn closure(&self, names: &[String]) -> Result<Vec<Deb>, BuildError> {
@@ -164,24 +175,34 @@ impl Apt {
         Ok(debs)
     }
 
-    /// Downloads what is not there yet.
+    /// Downloads what is not there yet of a lock.
     pub fn download(
         &self,
         lock: &Lock,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), BuildError> {
-        let missing: Vec<&Deb> = lock.all().filter(|d| !self.has(d)).collect();
+        let all: Vec<&Deb> = lock.all().collect();
+        self.download_debs(&all, progress)
+    }
+
+    /// Downloads those of `debs` that are not there yet; the last is the kernel.
+    pub fn download_debs(
+        &self,
+        debs: &[&Deb],
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), BuildError> {
+        let missing: Vec<&Deb> = debs.iter().copied().filter(|d| !self.has(d)).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let bytes: u64 = missing.iter().map(|d| d.bytes).sum();
         progress(Progress::Step("Downloading packages"));
+        let kernel = debs.last().map(|d| format!("{} {}", d.name, d.version));
         progress(Progress::Note(format!(
-            "{} packages, {:.1} MB; the kernel is {} {}",
+            "{} packages, {:.1} MB; the kernel is {}",
             missing.len(),
             bytes as f64 / 1e6,
-            lock.kernel.name,
-            lock.kernel.version
+            kernel.unwrap_or_default()
         )));
         let debs = self.folder.join("debs");
         for deb in &missing {

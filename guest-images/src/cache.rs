@@ -5,6 +5,7 @@
 //! apt/              private apt with the downloaded packages
 //! locks/KEY.json    package names -> exact package files
 //! images/KEY/       vmlinuz, initrd.img, disk.img, manifest.json
+//! kernels/KEY/      vmlinuz, initrd.img, release: kernels alone ([`crate::stock`])
 //! work/             trees being built; emptied at the next build
 //! ```
 
@@ -20,8 +21,8 @@ use crate::error::io_error;
 use crate::{BuildError, FileRecord, GuestImage, Manifest, Options, Progress};
 use crate::{disk, initrd, kernel, recipe, rootfs};
 
-const KERNEL_FILE: &str = "vmlinuz";
-const INITRD_FILE: &str = "initrd.img";
+pub const KERNEL_FILE: &str = "vmlinuz";
+pub const INITRD_FILE: &str = "initrd.img";
 const DISK_FILE: &str = "disk.img";
 const MANIFEST_FILE: &str = "manifest.json";
 
@@ -82,7 +83,8 @@ impl Cache {
         })
     }
 
-    fn apt(&self) -> Result<Apt, BuildError> {
+    /// Its private apt.
+    pub fn apt(&self) -> Result<Apt, BuildError> {
         Apt::open(self.folder.join("apt"))
     }
 
@@ -108,7 +110,8 @@ impl Cache {
         Ok(lock)
     }
 
-    fn require_root(&self) -> Result<(), BuildError> {
+    /// An error unless this process may make images.
+    pub fn require_root(&self) -> Result<(), BuildError> {
         if geteuid().is_root() {
             return Ok(());
         }
@@ -172,8 +175,13 @@ impl Cache {
         })
     }
 
+    /// A path in the cache.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     /// An empty folder of this name, whatever was there before.
-    fn empty_folder(&self, name: &str) -> Result<PathBuf, BuildError> {
+    pub fn empty_folder(&self, name: &str) -> Result<PathBuf, BuildError> {
         let path = self.folder.join(name);
         if path.exists() {
             fs::remove_dir_all(&path).map_err(io_error("delete", &path))?;
@@ -216,7 +224,8 @@ fn write_manifest(
     write_json(&folder.join(MANIFEST_FILE), &manifest)
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, BuildError> {
+/// Reads what [`write_json`] wrote.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, BuildError> {
     let text = fs::read(path).map_err(io_error("read", path))?;
     serde_json::from_slice(&text).map_err(|error| BuildError::Damaged {
         path: path.to_owned(),
@@ -224,7 +233,8 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, BuildErro
     })
 }
 
-fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), BuildError> {
+/// Writes a file of the cache in one step.
+pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), BuildError> {
     let text =
         serde_json::to_vec_pretty(value).map_err(|e| BuildError::Unexpected(e.to_string()))?;
     if let Some(parent) = path.parent() {

@@ -11,8 +11,24 @@ use crate::error::io_error;
 use crate::kernel::load_order;
 use crate::recipe::{INITRD_INIT, INITRD_MODULES};
 
-/// Builds the archive from the finished root tree and its modules folder.
+/// Builds the guest's archive from the finished root tree and its modules folder.
 pub fn build(root: &Path, modules: &Path) -> Result<Vec<u8>, BuildError> {
+    archive(
+        &root.join("bin/busybox"),
+        modules,
+        INITRD_MODULES,
+        INITRD_INIT,
+    )
+}
+
+/// An archive with the static program `busybox`, the modules `wanted` (numbered in load order, those
+/// that they need before them) and the script `init`.
+pub fn archive(
+    busybox: &Path,
+    modules: &Path,
+    wanted: &[&str],
+    init: &str,
+) -> Result<Vec<u8>, BuildError> {
     let read_text = |name: &str| {
         let path = modules.join(name);
         fs::read_to_string(&path).map_err(io_error("read", &path))
@@ -20,7 +36,7 @@ pub fn build(root: &Path, modules: &Path) -> Result<Vec<u8>, BuildError> {
     let order = load_order(
         &read_text("modules.dep")?,
         &read_text("modules.builtin")?,
-        INITRD_MODULES,
+        wanted,
     )?;
 
     let mut archive = Archive::default();
@@ -29,8 +45,7 @@ pub fn build(root: &Path, modules: &Path) -> Result<Vec<u8>, BuildError> {
     }
     archive.character_device("dev/console", 0o600, 5, 1);
     archive.character_device("dev/null", 0o666, 1, 3);
-    let busybox = root.join("bin/busybox");
-    let program = fs::read(&busybox).map_err(io_error("read", &busybox))?;
+    let program = fs::read(busybox).map_err(io_error("read", busybox))?;
     archive.file("bin/busybox", 0o755, &program);
     archive.symlink("bin/sh", "busybox");
     let mut names = Vec::new();
@@ -44,6 +59,6 @@ pub fn build(root: &Path, modules: &Path) -> Result<Vec<u8>, BuildError> {
         names.push(name);
     }
     tracing::debug!(?names, "initramfs modules");
-    archive.file("init", 0o755, INITRD_INIT.as_bytes());
+    archive.file("init", 0o755, init.as_bytes());
     Ok(archive.finish())
 }

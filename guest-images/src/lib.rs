@@ -21,6 +21,7 @@ mod kernel;
 mod recipe;
 mod rootfs;
 mod sparse;
+mod stock;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ pub use cache::default_cache_dir;
 pub use error::BuildError;
 pub use recipe::{Options, default_cmdline};
 use serde::{Deserialize, Serialize};
+pub use stock::{StockKernel, StockRecipe, build_kernel};
 
 /// What the builder tells its caller while it works.
 #[derive(Debug)]

@@ -244,7 +244,7 @@ pub fn image_key(options: &Options, lock: &Lock) -> String {
 }
 
 /// Feeds one field with its length, so that fields cannot run together.
-fn feed(hash: &mut Xxh3, bytes: &[u8]) {
+pub fn feed(hash: &mut Xxh3, bytes: &[u8]) {
     hash.update(&(bytes.len() as u64).to_le_bytes());
     hash.update(bytes);
 }

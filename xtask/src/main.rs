@@ -1,10 +1,12 @@
-//! The project's commands: `cargo xtask demo` and `cargo xtask test`, and the parts of the latter.
+//! The project's commands: `cargo xtask demo` and `cargo xtask test`, and the parts of the latter:
+//! `e2e` and `rig`.
 //!
 //! Each prints what it runs and how long it took; a step that fails prints the command that repeats
 //! it and ends the run with a non-zero status.
 
 mod demo;
 mod packages;
+mod rig;
 mod step;
 mod test;
 
@@ -30,6 +32,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The tests of the engine `kvm`, in an emulated machine with AMD-V and a Debian kernel
+    Rig(rig::RigArgs),
 }
 
 fn main() {
@@ -37,6 +41,11 @@ fn main() {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::E2e { args } => test::end_to_end(&args),
+        Command::Rig(args) => match rig::run(&args) {
+            Ok(0) => Ok(()),
+            Ok(status) => std::process::exit(status),
+            Err(error) => Err(error),
+        },
     };
     if let Err(error) = outcome {
         eprintln!("\nxtask: {error:#}");

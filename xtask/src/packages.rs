@@ -67,6 +67,25 @@ const TEST: &[Need] = &[
     },
 ];
 
+/// What the nested rig needs.
+const RIG: &[Need] = &[
+    Need {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "the rig's machine",
+    },
+    Need {
+        program: "mke2fs",
+        package: "e2fsprogs",
+        why: "the rig's disks",
+    },
+    Need {
+        program: "setpriv",
+        package: "util-linux",
+        why: "the rig ends with its command",
+    },
+];
+
 /// Installs what running a guest needs.
 pub fn for_running() -> Result<()> {
     install(&missing(RUN))
@@ -75,6 +94,11 @@ pub fn for_running() -> Result<()> {
 /// Installs what the tests need.
 pub fn for_testing() -> Result<()> {
     install(&[missing(RUN), missing(TEST)].concat())
+}
+
+/// Installs what the rig needs.
+pub fn for_rig() -> Result<()> {
+    install(&missing(RIG))
 }
 
 fn missing(needs: &'static [Need]) -> Vec<&'static Need> {

@@ -1,0 +1,135 @@
+//! What the rig's machine is made of: a Debian kernel with KVM, and three disks.
+//!
+//! | disk | in the rig | what |
+//! |---|---|---|
+//! | `vda` | `/` | the guest's own root disk, whose userland serves the rig as well; writes are dropped |
+//! | `vdb` | `/rig/image` | the cache of `guest-images` with the one guest in it; read only |
+//! | `vdc` | `/rig/work` | our programs in `bin`, the agent, and room for the machines' files |
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use guest_images::{GuestImage, Options, Progress, StockKernel, StockRecipe};
+
+/// The distribution's kernel: the guest's own, made for clouds, comes without KVM's modules.
+const KERNEL: &str = "linux-image-amd64";
+
+/// What the kernel needs for the disks and the port, then KVM, which the script loads last.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+    "virtio_rng",
+    "crc32c_generic",
+    "ext4",
+    "irqbypass",
+    "kvm",
+    "kvm_amd",
+];
+
+const INIT: &str = include_str!("init.sh");
+const AGENT: &str = include_str!("agent.sh");
+
+/// Bytes of the work disk; sparse.
+const WORK_BYTES: u64 = 16 << 30;
+
+pub struct Parts {
+    pub kernel: StockKernel,
+    pub root: PathBuf,
+    pub image: PathBuf,
+    pub work: PathBuf,
+}
+
+/// Makes or finds everything. `programs` go into the rig's `bin`; the work disk is made in `folder`.
+pub fn make(programs: &[PathBuf], folder: &Path) -> Result<Parts> {
+    let guest = guest_images::build(&Options::default(), &mut show)?;
+    let recipe = StockRecipe {
+        cache: None,
+        package: KERNEL,
+        modules: MODULES,
+        init: INIT,
+    };
+    let kernel = guest_images::build_kernel(&recipe, &mut show)?;
+    Ok(Parts {
+        image: image_disk(&guest)?,
+        root: guest.disk,
+        work: work_disk(programs, folder)?,
+        kernel,
+    })
+}
+
+fn show(progress: Progress<'_>) {
+    match progress {
+        Progress::Step(text) => println!("    {text}"),
+        Progress::Note(text) => println!("      {text}"),
+        Progress::Amount { .. } => {}
+    }
+}
+
+/// The guest as the rig's own programs find it: a cache with one image. Kept beside the image.
+fn image_disk(guest: &GuestImage) -> Result<PathBuf> {
+    let home = guest.disk.parent().context("an image has a folder")?;
+    let cache = guest_images::default_cache_dir()?;
+    let disk = cache.join(format!("rig/image-{}.ext4", guest.manifest.key));
+    if disk.is_file() {
+        return Ok(disk);
+    }
+    println!("    Making the disk with the guest image");
+    fs::create_dir_all(cache.join("rig"))?;
+    let tree = tempfile::Builder::new()
+        .prefix("making-")
+        .tempdir_in(cache.join("rig"))?;
+    let inside = tree.path().join("images").join(&guest.manifest.key);
+    fs::create_dir_all(&inside)?;
+    for entry in fs::read_dir(home)? {
+        let entry = entry?;
+        let to = inside.join(entry.file_name());
+        fs::hard_link(entry.path(), to)?;
+    }
+    let locks = tree.path().join("locks");
+    fs::create_dir_all(&locks)?;
+    for entry in fs::read_dir(cache.join("locks"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), locks.join(entry.file_name()))?;
+    }
+    let partial = disk.with_extension("partial");
+    let length = fs::metadata(&guest.disk)?.len();
+    file_system(tree.path(), &partial, length + (256 << 20))?;
+    fs::rename(&partial, &disk)?;
+    Ok(disk)
+}
+
+fn work_disk(programs: &[PathBuf], folder: &Path) -> Result<PathBuf> {
+    let tree = folder.join("work");
+    let bin = tree.join("bin");
+    fs::create_dir_all(&bin)?;
+    for program in programs {
+        let name = program.file_name().context("a program has a name")?;
+        fs::copy(program, bin.join(name)).with_context(|| program.display().to_string())?;
+    }
+    fs::write(tree.join("agent"), AGENT)?;
+    let disk = folder.join("work.ext4");
+    file_system(&tree, &disk, WORK_BYTES)?;
+    fs::remove_dir_all(&tree)?;
+    Ok(disk)
+}
+
+/// An ext4 file system in the sparse file `disk`, with the content of `tree`. Without a journal:
+/// nobody reads it after a crash.
+fn file_system(tree: &Path, disk: &Path, bytes: u64) -> Result<()> {
+    File::create(disk)
+        .and_then(|file| file.set_len(bytes))
+        .with_context(|| disk.display().to_string())?;
+    let mut command = Command::new("/sbin/mke2fs");
+    command.args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal"]);
+    command.args(["-E", "lazy_itable_init=1,root_owner=0:0"]);
+    let output = command.arg("-d").arg(tree).arg(disk).output();
+    let output = output.context("mke2fs (package e2fsprogs)")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("mke2fs for {}: {}", disk.display(), said.trim());
+    }
+    Ok(())
+}
