@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::position::Position;
+use crate::stretch::PageBlock;
 
 /// One record of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,18 @@ pub enum Entry {
         registers: u64,
         memory: Option<u64>,
         devices: u64,
+    },
+    /// Memory of a stretch that is about to be closed; kept aside until then. Stands at the position
+    /// before the stretch; of `at` only the count says so, RIP and RCX are those of the closing
+    /// entry: where the vCPU stood at the count an engine need not have stopped to see.
+    Pages { at: Position, pages: PageBlock },
+    /// Closes a stretch: the vCPU ran on from the count before without an exit, and stands at `at`.
+    Stretch {
+        at: Position,
+        /// Interrupts that the vCPU took from the interrupt controller on the way.
+        interrupts: u32,
+        /// The whole state of the vCPU, in the engine's form.
+        cpu: Bytes,
     },
 }
 
@@ -92,7 +105,18 @@ impl Entry {
             Entry::Event { at, .. }
             | Entry::Mark { at, .. }
             | Entry::Progress { at }
-            | Entry::Hash { at, .. } => *at,
+            | Entry::Hash { at, .. }
+            | Entry::Pages { at, .. }
+            | Entry::Stretch { at, .. } => *at,
+        }
+    }
+
+    /// The count to which a replay runs the guest before it takes the entry up: the position's, but
+    /// not into a stretch, which only the primary has run.
+    pub fn runs_to(&self) -> u64 {
+        match self {
+            Entry::Stretch { at, .. } => at.count.saturating_sub(1),
+            entry => entry.at().count,
         }
     }
 
@@ -111,13 +135,15 @@ impl Entry {
             Entry::Mark { .. } => EntryKind::Mark,
             Entry::Progress { .. } => EntryKind::Progress,
             Entry::Hash { .. } => EntryKind::Hash,
+            Entry::Pages { .. } => EntryKind::Pages,
+            Entry::Stretch { .. } => EntryKind::Stretch,
         }
     }
 }
 
 /// The kinds of entries. The discriminants are the tags on the wire. Tag 0 is never used; tag 11
 /// is reserved for answers to synchronous reads of engines whose clock is not a function of the
-/// position; 12 to 15 are free.
+/// position; 14 and 15 are free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
@@ -132,10 +158,12 @@ pub enum EntryKind {
     Mark = 8,
     Progress = 9,
     Hash = 10,
+    Pages = 12,
+    Stretch = 13,
 }
 
 impl EntryKind {
-    pub const ALL: [EntryKind; 10] = [
+    pub const ALL: [EntryKind; 12] = [
         EntryKind::Timer,
         EntryKind::NetReceive,
         EntryKind::DiskDone,
@@ -146,6 +174,8 @@ impl EntryKind {
         EntryKind::Mark,
         EntryKind::Progress,
         EntryKind::Hash,
+        EntryKind::Pages,
+        EntryKind::Stretch,
     ];
 
     /// The name in statistics and JSON.
@@ -161,6 +191,8 @@ impl EntryKind {
             EntryKind::Mark => "mark",
             EntryKind::Progress => "progress",
             EntryKind::Hash => "hash",
+            EntryKind::Pages => "pages",
+            EntryKind::Stretch => "stretch",
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | module | topic |
 //! |---|---|
 //! | [`position`], [`entry`], [`ids`] | points in the instruction stream, records of the log, names |
+//! | [`stretch`] | the memory that a closed stretch of execution carries |
 //! | [`codec`] | header, frames, messages of the logging channel, log files |
 //! | [`config`] | the bounds: detection, flushing, lag |
 //! | [`view`], [`register`], [`claim`] | views, the test-and-set's server side and its claimant |
@@ -33,6 +34,7 @@ pub mod register;
 pub mod replay;
 pub mod replica;
 pub mod sim;
+pub mod stretch;
 pub mod view;
 
 pub use backup::{Backup, ReplayError};
@@ -48,4 +50,5 @@ pub use primary::{AppendError, Primary, Stall};
 pub use register::ViewRegister;
 pub use replay::{Divergence, Hashes};
 pub use replica::{Effect, HaltReason, Phase, Released, Replica};
+pub use stretch::{BadPages, PageBlock};
 pub use view::View;

@@ -12,14 +12,16 @@
 //!
 //! then the count's difference (varint; counts never go back), RIP's and RCX's (zigzag varints,
 //! unless R, C), for events the clock's difference (varint; it never goes back), and the fields of
-//! the kind.
+//! the kind. Between the pages of a stretch and the entry that closes it nothing else may stand.
 
 use super::error::{EncodeError, Problem};
+use super::pages;
 use super::varint::{Reader, put, put_data, unzigzag, zigzag};
 use super::{DISK_BYTES_MAX, INPUT_BYTES_MAX, NET_BYTES_MAX};
 use crate::codec::header::Header;
 use crate::entry::{Control, Entry, EntryKind, Event, MarkKind};
 use crate::position::Position;
+use crate::stretch::CPU_BYTES_MAX;
 
 const RIP_SAME: u8 = 0x10;
 const RCX_SAME: u8 = 0x20;
@@ -32,6 +34,8 @@ pub struct Deltas {
     at: Position,
     clock_ns: u64,
     next_ordinal: u64,
+    /// Pages of a stretch stand here, and its closing entry has not come.
+    in_stretch: bool,
 }
 
 impl Deltas {
@@ -41,6 +45,7 @@ impl Deltas {
             at: header.start,
             clock_ns: header.start_clock_ns,
             next_ordinal: 0,
+            in_stretch: false,
         }
     }
 
@@ -75,6 +80,7 @@ impl Deltas {
             put(out, zigzag(at.rcx.wrapping_sub(self.at.rcx)));
         }
         self.at = at;
+        self.in_stretch = matches!(entry, Entry::Pages { .. });
         self.encode_fields(entry, tag, out);
         Ok(())
     }
@@ -86,6 +92,16 @@ impl Deltas {
                 count,
                 last: self.at.count,
             });
+        }
+        if let Some((found, began)) = self.breaks_stretch(entry.kind(), count) {
+            return Err(EncodeError::InStretch {
+                found,
+                count,
+                began,
+            });
+        }
+        if let Entry::Stretch { cpu, .. } = entry {
+            return fits("a vCPU's state", cpu.len(), CPU_BYTES_MAX);
         }
         let Entry::Event {
             clock_ns, event, ..
@@ -108,11 +124,19 @@ impl Deltas {
             } => ("disk data", data.len(), DISK_BYTES_MAX),
             _ => return Ok(()),
         };
-        if len > max {
-            Err(EncodeError::TooLong { what, len, max })
-        } else {
-            Ok(())
-        }
+        fits(what, len, max)
+    }
+
+    /// Whether an entry of this kind at this count may not stand here: what was found, and where the
+    /// stretch began.
+    fn breaks_stretch(&self, kind: EntryKind, count: u64) -> Option<(&'static str, u64)> {
+        let began = self.at.count;
+        let fits = match kind {
+            EntryKind::Pages => count == began,
+            EntryKind::Stretch => count == began.wrapping_add(1),
+            _ => false,
+        };
+        (self.in_stretch && !fits).then_some((kind.name(), began))
     }
 
     fn encode_fields(&mut self, entry: &Entry, tag: u8, out: &mut Vec<u8>) {
@@ -150,6 +174,13 @@ impl Deltas {
                     out.extend_from_slice(&memory.to_le_bytes());
                 }
             }
+            Entry::Pages { pages, .. } => pages::encode(pages, out),
+            Entry::Stretch {
+                interrupts, cpu, ..
+            } => {
+                put(out, u64::from(*interrupts));
+                put_data(out, cpu);
+            }
         }
     }
 
@@ -158,11 +189,26 @@ impl Deltas {
         let tag = body.u8("an entry's tag")?;
         let kind = kind_of(tag)?;
         let at = self.decode_position(tag, body)?;
+        if let Some((found, began)) = self.breaks_stretch(kind, at.count) {
+            let count = at.count;
+            return Err(Problem::InStretch {
+                found,
+                count,
+                began,
+            });
+        }
+        self.at = at;
+        self.in_stretch = matches!(kind, EntryKind::Pages);
         if matches!(kind, EntryKind::Mark) {
             return self.decode_mark(at, tag, body);
         }
         match kind {
             EntryKind::Progress => return Ok(Entry::Progress { at }),
+            EntryKind::Pages => {
+                let pages = pages::decode(body)?;
+                return Ok(Entry::Pages { at, pages });
+            }
+            EntryKind::Stretch => return decode_stretch(at, body),
             EntryKind::Hash => {
                 let registers = body.u64("a register hash")?;
                 let devices = body.u64("a device hash")?;
@@ -189,7 +235,7 @@ impl Deltas {
         })
     }
 
-    fn decode_position(&mut self, tag: u8, body: &mut Reader) -> Result<Position, Problem> {
+    fn decode_position(&self, tag: u8, body: &mut Reader) -> Result<Position, Problem> {
         let count = add(
             self.at.count,
             body.varint("a position's count")?,
@@ -201,8 +247,7 @@ impl Deltas {
         };
         let rip = field(RIP_SAME, self.at.rip, "a position's RIP")?;
         let rcx = field(RCX_SAME, self.at.rcx, "a position's RCX")?;
-        self.at = Position { count, rip, rcx };
-        Ok(self.at)
+        Ok(Position { count, rip, rcx })
     }
 
     fn decode_mark(&mut self, at: Position, tag: u8, body: &mut Reader) -> Result<Entry, Problem> {
@@ -230,6 +275,26 @@ impl Deltas {
             kind,
             digest,
         })
+    }
+}
+
+fn decode_stretch(at: Position, body: &mut Reader) -> Result<Entry, Problem> {
+    let interrupts = body.varint("a number of interrupts")?;
+    Ok(Entry::Stretch {
+        at,
+        interrupts: u32::try_from(interrupts).map_err(|_| Problem::Value {
+            what: "a number of interrupts",
+            value: interrupts,
+        })?,
+        cpu: body.data("a vCPU's state", CPU_BYTES_MAX)?,
+    })
+}
+
+fn fits(what: &'static str, len: usize, max: usize) -> Result<(), EncodeError> {
+    if len > max {
+        Err(EncodeError::TooLong { what, len, max })
+    } else {
+        Ok(())
     }
 }
 
@@ -321,7 +386,11 @@ fn decode_event(kind: EntryKind, tag: u8, body: &mut Reader) -> Result<Event, Pr
         EntryKind::GoLive => Event::GoLive {
             view: body.varint("a view")?,
         },
-        EntryKind::Mark | EntryKind::Progress | EntryKind::Hash => {
+        EntryKind::Mark
+        | EntryKind::Progress
+        | EntryKind::Hash
+        | EntryKind::Pages
+        | EntryKind::Stretch => {
             unreachable!("not events; decoded by the caller")
         }
     })

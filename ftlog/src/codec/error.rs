@@ -34,6 +34,12 @@ pub enum Problem {
         len: u64,
         max: usize,
     },
+    #[error("{found} at count {count} inside a stretch that began at count {began}")]
+    InStretch {
+        found: &'static str,
+        count: u64,
+        began: u64,
+    },
     #[error("{what} is not UTF-8")]
     Utf8 { what: &'static str },
     #[error("these are not Lockstep's bytes: the magic number is missing")]
@@ -59,6 +65,12 @@ pub enum EncodeError {
     PositionBack { count: u64, last: u64 },
     #[error("clock {clock_ns} ns after {last_ns} ns: the guest's clock never goes back")]
     ClockBack { clock_ns: u64, last_ns: u64 },
+    #[error("{found} at count {count} inside a stretch that began at count {began}")]
+    InStretch {
+        found: &'static str,
+        count: u64,
+        began: u64,
+    },
     #[error("{what} of {len} bytes is longer than the {max} a log entry can carry")]
     TooLong {
         what: &'static str,

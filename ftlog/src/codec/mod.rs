@@ -18,6 +18,7 @@ pub mod error;
 pub mod file;
 pub mod header;
 pub mod message;
+mod pages;
 pub mod stats;
 pub mod stream;
 mod varint;

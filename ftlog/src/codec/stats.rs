@@ -4,11 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::entry::EntryKind;
 
+/// Tags that a kind of entry can have.
+const TAGS: usize = 16;
+
 /// Entries and bytes by kind of entry. `overhead` is frame headers and what else is not an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KindBytes {
-    entries: [u64; EntryKind::ALL.len()],
-    bytes: [u64; EntryKind::ALL.len()],
+    /// By the kind's tag.
+    entries: [u64; TAGS],
+    bytes: [u64; TAGS],
     /// Bytes of frame headers, hellos and heartbeats.
     pub overhead: u64,
     /// Frames with entries.
@@ -17,16 +21,16 @@ pub struct KindBytes {
 
 impl KindBytes {
     pub fn add(&mut self, kind: EntryKind, bytes: usize) {
-        self.entries[kind as usize - 1] += 1;
-        self.bytes[kind as usize - 1] += bytes as u64;
+        self.entries[kind as usize] += 1;
+        self.bytes[kind as usize] += bytes as u64;
     }
 
     pub fn entries(&self, kind: EntryKind) -> u64 {
-        self.entries[kind as usize - 1]
+        self.entries[kind as usize]
     }
 
     pub fn bytes(&self, kind: EntryKind) -> u64 {
-        self.bytes[kind as usize - 1]
+        self.bytes[kind as usize]
     }
 
     /// All bytes, overhead included.

@@ -3,7 +3,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::codec::header::{CountUnit, Header, Region};
-use crate::{Control, Entry, EntryKind, Event, MarkKind, Position, ReplicaId, VmId};
+use crate::stretch::{BLOCK_PAGES_MAX, CPU_BYTES_MAX, PAGE_BYTES};
+use crate::{Control, Entry, EntryKind, Event, MarkKind, PageBlock, Position, ReplicaId, VmId};
 
 pub(crate) fn header() -> Header {
     Header {
@@ -46,6 +47,18 @@ fn event_strategy() -> impl Strategy<Value = Event> {
     ]
 }
 
+fn pages_strategy() -> impl Strategy<Value = PageBlock> {
+    let page = (0..1u64 << 40, prop_oneof![Just(0), any::<u8>()]);
+    prop::collection::btree_map(0..1u64 << 40, page, 0..5).prop_map(|pages| {
+        let frames: Vec<u64> = pages.keys().copied().collect();
+        let content: Vec<u8> = pages
+            .values()
+            .flat_map(|(step, byte)| (0..PAGE_BYTES as u64).map(move |i| byte & (i * step) as u8))
+            .collect();
+        PageBlock::pack(&frames, &content)
+    })
+}
+
 /// Differences; made into entries with positions and clocks that never go back.
 fn entries_strategy() -> impl Strategy<Value = Vec<Entry>> {
     let kind = prop_oneof![
@@ -75,6 +88,14 @@ fn entries_strategy() -> impl Strategy<Value = Vec<Entry>> {
                 devices
             }
         ),
+        1 => (any::<u32>(), prop::collection::vec(any::<u8>(), 0..2000)).prop_map(
+            |(interrupts, cpu)| Entry::Stretch {
+                at: Position::default(),
+                interrupts,
+                cpu: cpu.into()
+            }
+        ),
+        2 => pages_strategy().prop_map(|pages| Entry::Pages { at: Position::default(), pages }),
     ];
     let at = (
         0..1u64 << 40,
@@ -83,15 +104,35 @@ fn entries_strategy() -> impl Strategy<Value = Vec<Entry>> {
     );
     prop::collection::vec((step, at), 0..60).prop_map(|steps| {
         let (mut count, mut clock) = (header().start.count, header().start_clock_ns);
+        let mut in_stretch = false;
         let place = |(mut entry, (more, rip, rcx))| {
-            count += more;
+            if in_stretch && !matches!(entry, Entry::Pages { .. }) {
+                // Nothing but its end can follow the pages of a stretch.
+                let (at, cpu) = (Position::default(), Bytes::from_static(b"registers"));
+                let interrupts = 1;
+                entry = Entry::Stretch {
+                    at,
+                    interrupts,
+                    cpu,
+                };
+            }
+            count += match (in_stretch, &entry) {
+                (true, Entry::Pages { .. }) => 0,
+                (true, _) => 1,
+                (false, _) => more,
+            };
+            in_stretch = matches!(entry, Entry::Pages { .. });
             match &mut entry {
                 Entry::Event { at, clock_ns, .. } => {
                     *at = Position { count, rip, rcx };
                     clock += *clock_ns;
                     *clock_ns = clock;
                 }
-                Entry::Mark { at, .. } | Entry::Progress { at } | Entry::Hash { at, .. } => {
+                Entry::Mark { at, .. }
+                | Entry::Progress { at }
+                | Entry::Hash { at, .. }
+                | Entry::Pages { at, .. }
+                | Entry::Stretch { at, .. } => {
                     *at = Position { count, rip, rcx };
                 }
             }
@@ -326,6 +367,84 @@ fn the_longest_disk_read_fits_behind_a_nearly_full_frame() {
         .take_frames()
         .for_each(|frame| bytes.extend_from_slice(&frame));
     assert_eq!(entries_of(decode_all(&bytes, 1 << 20).unwrap()), entries);
+}
+
+#[test]
+fn nothing_stands_inside_a_stretch() {
+    let at = |count| Position::new(count, 1, 2);
+    let pages = || Entry::Pages {
+        at: at(2000),
+        pages: PageBlock::pack(&[5], &[1; PAGE_BYTES]),
+    };
+    let stretch = |count, len| Entry::Stretch {
+        at: at(count),
+        interrupts: 0,
+        cpu: vec![3; len].into(),
+    };
+    let timer = Entry::Event {
+        at: at(2000),
+        clock_ns: 100,
+        event: Event::Timer,
+    };
+    let mut encoder = LogEncoder::new(&header());
+    encoder.push(&timer).unwrap();
+    encoder.push(&pages()).unwrap();
+    encoder.push(&pages()).unwrap();
+    for wrong in [&timer, &stretch(2000, 9), &stretch(2002, 9)] {
+        let refused = encoder.push(wrong);
+        assert!(
+            matches!(refused, Err(EncodeError::InStretch { began: 2000, .. })),
+            "{refused:?}"
+        );
+    }
+    let long = encoder.push(&stretch(2001, CPU_BYTES_MAX + 1));
+    assert!(matches!(long, Err(EncodeError::TooLong { .. })), "{long:?}");
+    encoder.push(&stretch(2001, 900)).unwrap();
+    encoder
+        .push(&Entry::Progress { at: at(2001) })
+        .expect("the stretch is closed");
+
+    // The same from a peer: the second frame of pages is followed by something else.
+    let mut bytes = encode(&Message::Hello(Box::new(hello()))).to_vec();
+    let (mut one, mut other) = (LogEncoder::new(&header()), LogEncoder::new(&header()));
+    one.push(&pages()).unwrap();
+    let progress = Entry::Progress { at: at(2000) };
+    other.push(&progress).unwrap();
+    other.take_frames().for_each(drop);
+    other.push(&progress).unwrap();
+    for frame in one.take_frames().chain(other.take_frames()) {
+        bytes.extend_from_slice(&frame);
+    }
+    let found = problem(&bytes);
+    assert!(
+        matches!(
+            found,
+            Problem::InStretch {
+                found: "progress",
+                ..
+            }
+        ),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_full_block_of_noise_travels() {
+    let mut word = 1u64;
+    let mut noise = || {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (word >> 56) as u8
+    };
+    let content: Vec<u8> = (0..BLOCK_PAGES_MAX * PAGE_BYTES).map(|_| noise()).collect();
+    let frames: Vec<u64> = (7..).take(BLOCK_PAGES_MAX).collect();
+    let entries = [Entry::Pages {
+        at: header().start,
+        pages: PageBlock::pack(&frames, &content),
+    }];
+    assert_eq!(
+        entries_of(decode_all(&stream(&entries, 1), 4096).unwrap()),
+        entries
+    );
 }
 
 fn problem(bytes: &[u8]) -> Problem {

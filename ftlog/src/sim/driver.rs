@@ -11,10 +11,11 @@ use super::rng::Rng;
 use super::world::{World, config};
 use crate::claim::ClaimAnswer;
 use crate::codec::{CountUnit, Header, Region};
-use crate::entry::digest;
+use crate::entry::{Entry, digest};
 use crate::hazards::ReadHazards;
 use crate::ids::{ReplicaId, VmId};
 use crate::replica::{Effect, HaltReason, Phase, Released, Replica};
+use crate::stretch::PageBlock;
 use crate::view::View;
 use crate::{Backup, Primary};
 
@@ -75,6 +76,10 @@ pub struct Node {
     pub(super) hazards: ReadHazards,
     /// A read that the backup executes itself, and what came of it.
     pub(super) own_read: Option<(u64, Option<u64>)>,
+    /// What is left to append of a stretch that is being closed.
+    pub(super) closing: VecDeque<Entry>,
+    /// Pages of a stretch whose closing entry has not been replayed.
+    pub(super) aside: Vec<PageBlock>,
     /// Entries appended; the log's numbers, for the check of the Output Rule.
     pub(super) appended: u64,
     /// The mark's number of each output, by ordinal.
@@ -126,6 +131,8 @@ impl Node {
             pending: BTreeMap::new(),
             hazards: ReadHazards::new(),
             own_read: None,
+            closing: VecDeque::new(),
+            aside: Vec::new(),
             appended: 0,
             marks: BTreeMap::new(),
             received_max: 0,
@@ -284,6 +291,10 @@ impl World {
         match n {
             0 => self.report.alone += 1,
             _ => self.report.failovers += 1,
+        }
+        if !std::mem::take(&mut self.nodes[n].aside).is_empty() {
+            // The stretch has not happened; the guest goes on from before it.
+            self.report.unfinished += 1;
         }
         self.nodes[n].hazards.no_backup();
         self.nodes[n].own_read = None;

@@ -4,17 +4,27 @@
 //! disk, and answered when the write is done. It also reads blocks and prints on the console when
 //! its hash says so. Every instruction and every input goes into the hash, and the hash is the
 //! RIP of its positions, so any difference between two runs shows at the next entry.
+//!
+//! With an engine whose positions are exits it now and then computes without one: its memory and its
+//! registers change in a way that nobody else can repeat. Memory and registers belong together, and
+//! the guest notices if they do not.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
-use super::rng::mix;
+use super::rng::{Rng, mix};
 use crate::entry::Event;
 use crate::position::Position;
+use crate::stretch::{PAGE_BYTES, PageBlock};
 
 /// Clients, and blocks of the disk: one each.
 pub const CLIENTS: usize = 3;
+/// Pages of memory that a stretch writes.
+const PAGES: usize = 4;
+/// Bytes of a page that differ from stretch to stretch: so many that a block of pages is worth a
+/// frame of the log.
+const PAGE_NOISE_BYTES: usize = 300;
 /// What one instruction adds to the clock.
 const NS_PER_INSTRUCTION: u64 = 1000;
 
@@ -67,6 +77,9 @@ pub struct Guest {
     inputs: VecDeque<Event>,
     last: [Option<Waiting>; CLIENTS],
     writes: BTreeMap<u64, usize>,
+    /// What the last stretch left in a register, and in each page.
+    register: u64,
+    memory: [u64; PAGES],
     /// (client, number) of every applied request, in order.
     pub history: Vec<(usize, u64)>,
 }
@@ -81,6 +94,22 @@ fn decode_request(bytes: &[u8]) -> Option<(usize, u64)> {
     let (&client, number) = bytes.split_first()?;
     let number = u64::from_le_bytes(number.try_into().ok()?);
     (usize::from(client) < CLIENTS).then_some((client.into(), number))
+}
+
+/// A page that begins with the number and is different for each in many places.
+fn page(noise: u64) -> Vec<u8> {
+    let words = std::iter::successors(Some(noise), |word| Some(mix(*word)));
+    let mut page: Vec<u8> = words
+        .flat_map(u64::to_le_bytes)
+        .take(PAGE_NOISE_BYTES)
+        .collect();
+    page.resize(PAGE_BYTES, 0);
+    page
+}
+
+fn word(bytes: &[u8], index: usize) -> u64 {
+    let bytes = bytes.get(index * 8..index * 8 + 8).unwrap_or(&[0; 8]);
+    u64::from_le_bytes(bytes.try_into().unwrap_or_default())
 }
 
 impl Guest {
@@ -131,6 +160,50 @@ impl Guest {
             outs.push(Out::Console(self.hash ^ self.clock_ns()));
         }
         outs
+    }
+
+    /// Computes without an exit until something stops the vCPU, somewhere; then stands at the
+    /// position behind. Gives what a backup needs to follow: the pages and the vCPU's state.
+    pub fn stretch(&mut self, rng: &mut Rng) -> (Vec<PageBlock>, Bytes) {
+        let noise = rng.u64();
+        self.absorb(noise);
+        self.count += 1;
+        self.register = noise;
+        self.memory = [noise; PAGES];
+        let block = |frame| PageBlock::pack(&[frame], &page(noise));
+        let cpu = [self.hash, noise].map(u64::to_le_bytes).concat();
+        ((0..PAGES as u64).map(block).collect(), cpu.into())
+    }
+
+    /// Where the guest stands when it has taken over this state of the vCPU.
+    pub fn position_after(&self, cpu: &[u8]) -> Position {
+        Position {
+            count: self.count + 1,
+            rip: word(cpu, 0),
+            rcx: self.inputs.len() as u64,
+        }
+    }
+
+    /// Takes over the state of a vCPU at the end of a stretch.
+    pub fn jump(&mut self, cpu: &[u8]) {
+        self.count += 1;
+        self.hash = word(cpu, 0);
+        self.register = word(cpu, 1);
+    }
+
+    /// Takes over pages of memory.
+    pub fn write_pages(&mut self, pages: &PageBlock) {
+        let content = pages.unpack().unwrap_or_default();
+        for (frame, page) in pages.frames().zip(content.chunks_exact(PAGE_BYTES)) {
+            if let Some(memory) = self.memory.get_mut(frame as usize) {
+                *memory = word(page, 0);
+            }
+        }
+    }
+
+    /// Whether memory and registers are from different moments: a real guest would crash.
+    pub fn is_torn(&self) -> bool {
+        self.memory.iter().any(|page| *page != self.register)
     }
 
     fn absorb(&mut self, value: u64) {

@@ -60,11 +60,15 @@ pub enum Mutation {
     StaleCompletions,
     /// Reads that the backup executes itself are not protected from writes.
     NoHazards,
+    /// The backup takes over the pages of a stretch as they come, not when it is closed.
+    PagesAtOnce,
+    /// The backup executes where a stretch is to be taken over.
+    RunIntoStretch,
 }
 
 impl Mutation {
     /// All that break something.
-    pub const ALL: [Mutation; 11] = [
+    pub const ALL: [Mutation; 13] = [
         Mutation::ReleaseAtOnce,
         Mutation::TimeoutIsWin,
         Mutation::LoserLives,
@@ -76,6 +80,8 @@ impl Mutation {
         Mutation::NoReissue,
         Mutation::StaleCompletions,
         Mutation::NoHazards,
+        Mutation::PagesAtOnce,
+        Mutation::RunIntoStretch,
     ];
 }
 

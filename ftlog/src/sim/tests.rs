@@ -31,6 +31,8 @@ fn sound_runs_break_no_rule() {
         ("backup reads", total.backup_reads, 1000),
         ("carried reads", total.carried, 100),
         ("stalls", total.stalls, 100),
+        ("stretches", total.stretches, 10_000),
+        ("unfinished stretches", total.unfinished, 10),
     ];
     for (what, times, least) in often {
         assert!(times >= least, "only {times} {what}");

@@ -7,6 +7,7 @@ use super::driver::Pending;
 use super::guest::{DiskOp, Out};
 use super::world::World;
 use crate::entry::{Entry, Event, MarkKind};
+use crate::position::Position;
 use crate::primary::AppendError;
 use crate::replay::Hashes;
 use crate::replica::{Phase, Replica};
@@ -50,6 +51,12 @@ impl World {
             self.report.stalls += 1;
             return Ok(());
         }
+        if !self.close_stretch(n)? {
+            return Ok(());
+        }
+        if self.nodes[n].guest.is_torn() {
+            return Err(format!("the guest of replica {} has torn memory", n + 1));
+        }
         while let Some(frame) = self.nodes[n].frames.pop_front() {
             self.event(
                 n,
@@ -70,7 +77,46 @@ impl World {
             }
             self.effects(n)?;
         }
+        if self.stretches && self.rng.chance(200) {
+            self.stretch(n);
+            return Ok(());
+        }
         self.checkpoint(n)
+    }
+
+    /// The guest computes without an exit, and is stopped.
+    fn stretch(&mut self, n: usize) {
+        let (blocks, cpu) = self.nodes[n].guest.stretch(&mut self.rng);
+        let at = self.nodes[n].guest.position();
+        let begun = Position {
+            count: at.count - 1,
+            ..at
+        };
+        let pages = blocks
+            .into_iter()
+            .map(|pages| Entry::Pages { at: begun, pages });
+        let interrupts = 0;
+        let closing = Entry::Stretch {
+            at,
+            interrupts,
+            cpu,
+        };
+        self.nodes[n].closing = pages.chain([closing]).collect();
+    }
+
+    /// Logs a stretch, or a part: the thread may lose its processor at any moment. Whether it is
+    /// done.
+    fn close_stretch(&mut self, n: usize) -> Result<bool, String> {
+        while let Some(entry) = self.nodes[n].closing.pop_front() {
+            self.append(n, &entry)?;
+            self.effects(n)?;
+            match entry {
+                Entry::Stretch { .. } => self.report.stretches += 1,
+                _ if self.rng.chance(200) => return Ok(false),
+                _ => {}
+            }
+        }
+        Ok(true)
     }
 
     /// Progress when it is due, and now and then a state hash.
@@ -222,7 +268,7 @@ impl World {
             };
             if skip {
                 backup.applied()?;
-            } else if self.nodes[n].guest.position().is_before(&entry.at()) {
+            } else if self.nodes[n].guest.position().count < self.runs_to(&entry) {
                 if steps == 0 {
                     return Ok(());
                 }
@@ -233,6 +279,13 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn runs_to(&self, entry: &Entry) -> u64 {
+        match self.options.mutation {
+            Mutation::RunIntoStretch => entry.at().count,
+            _ => entry.runs_to(),
+        }
     }
 
     fn replay_step(&mut self, n: usize) -> Result<(), ReplayError> {
@@ -255,7 +308,11 @@ impl World {
 
     /// Applies the entry, at whose position the guest is; false if it cannot be yet.
     fn replay_entry(&mut self, n: usize, entry: Entry) -> Result<bool, ReplayError> {
-        let (now, at) = (self.local(n), self.nodes[n].guest.position());
+        let (now, guest) = (self.local(n), &self.nodes[n].guest);
+        let at = match &entry {
+            Entry::Stretch { cpu, .. } => guest.position_after(cpu),
+            _ => guest.position(),
+        };
         let Some(backup) = self.nodes[n].replica.backup() else {
             return Ok(false);
         };
@@ -279,6 +336,17 @@ impl World {
                     self.nodes[n].pending.remove(id);
                 }
                 self.nodes[n].guest.apply(clock_ns, event);
+            }
+            Entry::Pages { pages, .. } if self.options.mutation == Mutation::PagesAtOnce => {
+                self.nodes[n].guest.write_pages(&pages);
+            }
+            Entry::Pages { pages, .. } => self.nodes[n].aside.push(pages),
+            Entry::Stretch { cpu, .. } => {
+                let node = &mut self.nodes[n];
+                for pages in std::mem::take(&mut node.aside) {
+                    node.guest.write_pages(&pages);
+                }
+                node.guest.jump(&cpu);
             }
             Entry::Progress { .. } | Entry::Mark { .. } => {}
         }

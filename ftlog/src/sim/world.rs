@@ -168,6 +168,10 @@ pub struct Report {
     /// Such reads that carried their data because of a hazard.
     pub carried: u64,
     pub stalls: u64,
+    /// Stretches without an exit that were closed by state.
+    pub stretches: u64,
+    /// Failovers in the middle of one's entries.
+    pub unfinished: u64,
     /// Runs in which both replicas were gone in the end.
     pub dead: u64,
 }
@@ -186,6 +190,8 @@ impl Report {
         self.backup_reads += other.backup_reads;
         self.carried += other.carried;
         self.stalls += other.stalls;
+        self.stretches += other.stretches;
+        self.unfinished += other.unfinished;
         self.dead += other.dead;
     }
 }
@@ -215,6 +221,8 @@ pub struct World {
     pub(super) loss_per_mille: u64,
     /// The backup executes disk reads itself.
     pub(super) backup_reads: bool,
+    /// The engine's positions are exits.
+    pub(super) stretches: bool,
     /// Who was live in a view.
     pub(super) live: BTreeMap<u64, ReplicaId>,
     /// The digest of each output that left, by its ordinal.
@@ -239,6 +247,8 @@ impl World {
         server.no_persist = options.mutation == Mutation::NoPersist;
         let nodes = [0, 1].map(|index| Node::new(index, view, &mut rng));
         let backup_reads = rng.chance(500) || options.mutation == Mutation::NoHazards;
+        let needs_stretches = [Mutation::PagesAtOnce, Mutation::RunIntoStretch];
+        let stretches = rng.chance(500) || needs_stretches.contains(&options.mutation);
         let mut world = Self {
             seed,
             options,
@@ -258,6 +268,7 @@ impl World {
             route: (0, 1),
             loss_per_mille: *rng.pick(&[0, 10, 100]),
             backup_reads,
+            stretches,
             live: BTreeMap::from([(1, ReplicaId(1))]),
             emitted: BTreeMap::new(),
             report: Report::default(),
