@@ -5,6 +5,8 @@
 //! through [`Machine::deliver`], and nothing leaves but as an [`Output`]. Recording and replaying
 //! are therefore the same code: they differ only in who calls `deliver`, and when.
 
+mod stretch;
+
 use bytes::Bytes;
 use devices::{Board, BoardSpec, DiskOp, DiskRequest, Input, Output};
 use engine::{Boundary, ClockBase, Engine, EngineError, EngineInfo, Entry, Exit, PendingRead};
@@ -15,6 +17,8 @@ use crate::link::ConsoleLine;
 use crate::memory::{GuestRam, MemoryError};
 use crate::replica::convert;
 use crate::save::State;
+
+pub use stretch::{BadStretch, Stretch};
 
 /// Why the machine stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +99,10 @@ pub struct Machine {
     pub(crate) ram: GuestRam,
     pub(crate) core: Core,
     boot: BootSpec,
+    /// The vCPU stands where no position is.
+    adrift: bool,
+    /// Interrupts that entered since the vCPU's count was this.
+    entered: (u64, u32),
 }
 
 /// Everything of the machine that is neither the vCPU nor memory: what a saved state keeps beside
@@ -131,12 +139,7 @@ impl Machine {
             off: None,
         };
         engine.set_clock(core.clock);
-        Ok(Self {
-            engine,
-            ram,
-            core,
-            boot,
-        })
+        Ok(Self::new(engine, ram, core, boot))
     }
 
     /// A machine that goes on from a saved state; `ram` holds its memory already.
@@ -156,12 +159,18 @@ impl Machine {
         }
         engine.set_state(&state.cpu)?;
         engine.set_clock(core.clock);
-        Ok(Self {
+        Ok(Self::new(engine, ram, core, boot))
+    }
+
+    fn new(engine: Box<dyn Engine>, ram: GuestRam, core: Core, boot: BootSpec) -> Self {
+        Self {
             engine,
             ram,
             core,
             boot,
-        })
+            adrift: false,
+            entered: (0, 0),
+        }
     }
 
     /// The state as it is saved; memory goes beside it.
@@ -195,11 +204,13 @@ impl Machine {
                 return Ok(Stop::Off(off));
             }
             // An interrupt enters only on the way forward: at `until` more may yet happen before it,
-            // and where the caller looks around must not matter to the guest.
-            if entry == Entry::Resume && self.position().count < until {
+            // and where the caller looks around must not matter to the guest. Nor must where a vCPU
+            // that is adrift was stopped: there the window says when one can be taken.
+            if entry == Entry::Resume && !self.adrift && self.position().count < until {
                 self.offer_interrupt()?;
             }
             let exit = self.engine.run(Some(until), entry)?;
+            self.adrift = exit == Exit::Adrift;
             entry = match exit {
                 Exit::Pending(read) => Entry::Answer(self.answer(read)),
                 Exit::Adrift => return Ok(Stop::Adrift),
@@ -397,6 +408,11 @@ impl Machine {
         if pending && self.engine.can_interrupt() {
             let vector = self.core.board.acknowledge_interrupt();
             self.engine.inject(vector)?;
+            let count = self.engine.position().count;
+            self.entered = match self.entered {
+                (since, number) if since == count => (count, number + 1),
+                _ => (count, 1),
+            };
         }
         self.engine
             .request_window(self.core.board.interrupt_pending());

@@ -87,10 +87,16 @@ pub trait Engine: Send {
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError>;
 
     /// Tells the engine that guest-physical memory was changed from outside (device DMA, loader,
-    /// restore), so that whatever it derived from it (code, translations) is dropped.
+    /// restore, the pages of a stretch), so that whatever it derived from it (code, translations)
+    /// is dropped. Page tables may be among it.
     fn memory_written(&mut self, range: Range<u64>);
 
     /// Guest frame numbers (4 KiB) that the vCPU has written since the last call, ascending; with
     /// some engines others too, which it has not.
     fn take_dirty(&mut self) -> Vec<u64>;
+
+    /// The exits since the engine was made, by kind, for statistics; empty if it does not count them.
+    fn exit_counts(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }

@@ -204,7 +204,10 @@ impl<R: Read> FileLog<'_, R> {
                 self.checked.hashes += 1;
                 self.checked.memory_hashes += u64::from(memory.is_some());
             }
-            Entry::Event { .. } | Entry::Progress { .. } => {}
+            Entry::Event { .. }
+            | Entry::Progress { .. }
+            | Entry::Pages { .. }
+            | Entry::Stretch { .. } => {}
         }
         if self.checked.entries.is_multiple_of(TELL_EVERY) {
             (self.progress)(Progress {

@@ -10,13 +10,13 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use devices::{DiskRequest, Output};
 use ftlog::replay::{Divergence, Hashes};
-use ftlog::{Entry, Event, Position};
+use ftlog::{Entry, Event, PageBlock, Position};
 
 use super::clock::PrimaryClock;
 use super::convert::{self, Marked};
 use super::protocol::{Next, Protocol};
 use super::view_of_vcpu::VcpuView;
-use crate::machine::{Machine, MachineError, Stop};
+use crate::machine::{Machine, MachineError, Stop, Stretch};
 
 /// Repeats disk reads whose data the log does not carry (`disk-reads=backup`).
 pub trait Reads: Send {
@@ -78,6 +78,9 @@ pub struct Replayer<L> {
     reads: Option<Box<dyn Reads>>,
     /// Outputs of the present position that still have no mark, oldest first.
     made: VecDeque<(Position, Marked)>,
+    /// Pages of a stretch whose closing entry has not come. If it never comes, the stretch has not
+    /// happened, and they are dropped.
+    aside: Vec<PageBlock>,
     clock: PrimaryClock,
     vcpu: VcpuView,
 }
@@ -90,6 +93,7 @@ impl<L: Log> Replayer<L> {
             log,
             reads,
             made: VecDeque::new(),
+            aside: Vec::new(),
             clock: PrimaryClock::default(),
             vcpu,
         }
@@ -121,9 +125,15 @@ impl<L: Log> Replayer<L> {
     /// Replays one entry; `false` ends the replay.
     fn replay(&mut self, seq: u64, entry: &Entry) -> Result<bool, MachineError> {
         let at = entry.at();
-        self.run_to(at)?;
+        self.run_to(entry.runs_to())?;
         if let Some((made_at, marked)) = self.made.pop_front() {
             return Ok(self.log.suppressed(made_at, marked));
+        }
+        if let Entry::Stretch {
+            interrupts, cpu, ..
+        } = entry
+        {
+            return self.jump(seq, at, *interrupts, cpu);
         }
         if !self.log.arrived(self.machine.position()) {
             return Ok(false);
@@ -149,16 +159,48 @@ impl<L: Log> Replayer<L> {
                 }
                 self.vcpu.hash_agreed();
             }
-            Entry::Mark { .. } | Entry::Progress { .. } => {}
+            Entry::Pages { pages, .. } => self.aside.push(pages.clone()),
+            Entry::Mark { .. } | Entry::Progress { .. } | Entry::Stretch { .. } => {}
         }
         Ok(self.log.applied())
     }
 
+    /// Takes over what the primary's vCPU has become in a stretch that only it has run.
+    fn jump(
+        &mut self,
+        seq: u64,
+        at: Position,
+        interrupts: u32,
+        cpu: &[u8],
+    ) -> Result<bool, MachineError> {
+        let stands = self.machine.position();
+        let outcome =
+            Stretch::decode(interrupts, cpu, std::mem::take(&mut self.aside)).and_then(|stretch| {
+                let here = stands.count.checked_add(1) == Some(at.count);
+                let arrived = if here { stretch.at() } else { stands };
+                if !self.log.arrived(arrived) {
+                    return Ok(false);
+                }
+                self.machine.jump(&stretch)?;
+                self.vcpu.stretch(stretch.page_count(), interrupts);
+                Ok(true)
+            });
+        match outcome {
+            Ok(true) => Ok(self.log.applied()),
+            Ok(false) => Ok(false),
+            Err(bad) => {
+                let what = format!("entry {seq}: {}", crate::errors::chain(&bad));
+                self.log.diverged(Divergence::Other { at, what });
+                Ok(false)
+            }
+        }
+    }
+
     /// Runs until the vCPU comes to rest at the position, or puts something out, or cannot get
     /// there. Which of them is right, the log's reader decides.
-    fn run_to(&mut self, at: Position) -> Result<(), MachineError> {
-        while self.made.is_empty() && self.machine.position().count <= at.count {
-            match self.machine.run(at.count)? {
+    fn run_to(&mut self, count: u64) -> Result<(), MachineError> {
+        while self.made.is_empty() && self.machine.position().count <= count {
+            match self.machine.run(count)? {
                 Stop::Output => self.suppress()?,
                 // The replay sets no limit to a stretch.
                 Stop::Adrift | Stop::Reached | Stop::Idle | Stop::Off(_) => break,

@@ -15,6 +15,9 @@ struct Seen {
     rip: AtomicU64,
     clock_ns: AtomicU64,
     hashes: AtomicU64,
+    stretches: AtomicU64,
+    stretch_pages: AtomicU64,
+    stretch_interrupts: AtomicU64,
 }
 
 impl VcpuView {
@@ -31,6 +34,15 @@ impl VcpuView {
         self.0.hashes.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A stretch was closed or taken over, with so many pages and interrupts.
+    pub fn stretch(&self, pages: u64, interrupts: u32) {
+        self.0.stretches.fetch_add(1, Ordering::Relaxed);
+        self.0.stretch_pages.fetch_add(pages, Ordering::Relaxed);
+        self.0
+            .stretch_interrupts
+            .fetch_add(u64::from(interrupts), Ordering::Relaxed);
+    }
+
     pub fn count(&self) -> u64 {
         self.0.count.load(Ordering::Relaxed)
     }
@@ -45,5 +57,16 @@ impl VcpuView {
 
     pub fn hashes(&self) -> u64 {
         self.0.hashes.load(Ordering::Relaxed)
+    }
+
+    /// Stretches that were closed or taken over; their pages; interrupts taken in them.
+    pub fn stretches(&self) -> (u64, u64, u64) {
+        let seen = &self.0;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (
+            read(&seen.stretches),
+            read(&seen.stretch_pages),
+            read(&seen.stretch_interrupts),
+        )
     }
 }

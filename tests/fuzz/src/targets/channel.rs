@@ -175,7 +175,10 @@ fn replay(backup: &mut Backup<u64>, now: u64, entry: &Entry) -> Option<()> {
             backup.hashed(now, replayed).ok()?;
             backup.applied().ok()
         }
-        Entry::Event { at, .. } | Entry::Progress { at } => {
+        Entry::Event { at, .. }
+        | Entry::Progress { at }
+        | Entry::Pages { at, .. }
+        | Entry::Stretch { at, .. } => {
             backup.arrived(now, *at).ok()?;
             backup.applied().ok()
         }

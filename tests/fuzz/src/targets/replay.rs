@@ -188,6 +188,10 @@ fn record() -> Vec<Entry> {
                     memory: state.memory,
                     devices: state.devices,
                 });
+                if entries.len() > 4 {
+                    let stretch = machine.close_stretch(true).expect("a vCPU at rest");
+                    entries.extend(stretch.into_entries());
+                }
             }
         }
     }

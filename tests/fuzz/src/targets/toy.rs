@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use ftlog::codec::{Hello, LogEncoder, Message, encode};
 use ftlog::{
-    Control, CountUnit, Entry, Event, Header, MarkKind, Position, Region, ReplicaId, View, VmId,
-    digest,
+    Control, CountUnit, Entry, Event, Header, MarkKind, PageBlock, Position, Region, ReplicaId,
+    View, VmId, digest,
 };
 
 pub const VM: VmId = VmId([7; 16]);
@@ -12,6 +12,17 @@ pub const PRIMARY: ReplicaId = ReplicaId(1);
 pub const BACKUP: ReplicaId = ReplicaId(2);
 /// What every output of the toy guest is.
 pub const OUTPUT: &[u8] = b"output";
+
+/// Three pages: two of one byte, one of zeros.
+static PAGES: [u8; 3 * 4096] = {
+    let mut pages = [0x5a; 3 * 4096];
+    let mut at = 4096;
+    while at < 2 * 4096 {
+        pages[at] = 0;
+        at += 1;
+    }
+    pages
+};
 
 pub fn view() -> View {
     View {
@@ -98,6 +109,17 @@ pub fn entries() -> Vec<Entry> {
             registers: 1,
             memory: (n % 2 == 0).then_some(2),
             devices: 3,
+        });
+        let frames = [n, n + 2, 1 << (5 * n)];
+        let pages = PageBlock::pack(&frames[..n as usize % 4], &PAGES[..n as usize % 4 * 4096]);
+        entries.push(Entry::Pages {
+            at: at(count + 20),
+            pages,
+        });
+        entries.push(Entry::Stretch {
+            at: at(count + 21),
+            interrupts: n as u32 % 3,
+            cpu: data.clone(),
         });
     }
     entries

@@ -173,6 +173,16 @@ fn details(entry: &Entry, data: bool) -> Vec<(String, Value)> {
                 fields.push(("memory", hex(*memory, 16)));
             }
         }
+        Entry::Pages { pages, .. } => {
+            fields.push(("pages", pages.len().into()));
+            fields.push(("frames", ranges(pages.frames()).into()));
+        }
+        Entry::Stretch {
+            interrupts, cpu, ..
+        } => {
+            fields.push(("interrupts", (*interrupts).into()));
+            fields.push(("cpu", hex(u64::from(digest(cpu)), 8)));
+        }
     }
     let named = |(name, value): (&str, Value)| (name.to_owned(), value);
     fields.into_iter().map(named).collect()
@@ -210,6 +220,22 @@ fn event_details(event: &Event, data: bool, fields: &mut Vec<(&'static str, Valu
             fields.push(("data", text.into()));
         }
     }
+}
+
+/// Frame numbers, those that follow each other joined: `3-5,9`.
+fn ranges(frames: impl Iterator<Item = u64>) -> String {
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for frame in frames {
+        match joined.last_mut() {
+            Some((_, last)) if *last + 1 == frame => *last = frame,
+            _ => joined.push((frame, frame)),
+        }
+    }
+    let name = |(first, last): (u64, u64)| match last - first {
+        0 => format!("{first:x}"),
+        _ => format!("{first:x}-{last:x}"),
+    };
+    joined.into_iter().map(name).collect::<Vec<_>>().join(",")
 }
 
 fn hex(value: u64, digits: usize) -> Value {
