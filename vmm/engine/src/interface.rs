@@ -36,6 +36,9 @@ pub enum EngineError {
     PositionPassed { asked: u64, now: u64 },
     #[error("state refused: {0}")]
     BadState(String),
+    /// What the hypervisor refused or gave up on, in words.
+    #[error("{0}")]
+    Hypervisor(String),
     #[error("the engine's host resources failed")]
     Host(#[source] std::io::Error),
 }

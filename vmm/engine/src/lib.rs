@@ -5,11 +5,16 @@
 //! execution, from the answers given at [`Entry`], and from the calls of [`Engine`], all of which
 //! happen with the vCPU stopped. That is what makes recording and replaying the same loop.
 
+pub mod bits;
+mod check;
 mod clock;
+pub mod cpuid;
 mod exit;
 mod interface;
+pub mod msr;
 mod state;
 
+pub use check::check;
 pub use clock::ClockBase;
 pub use exit::{Boundary, Entry, Exit, PendingRead};
 pub use interface::{Engine, EngineError, EngineInfo};

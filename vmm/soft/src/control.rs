@@ -12,46 +12,7 @@ use crate::segments::Access;
 use crate::stop::{Exception, Stop, StopReason, vector};
 use crate::width::Int;
 
-/// Bits of CR0.
-pub mod cr0 {
-    pub const PE: u64 = 1;
-    pub const MP: u64 = 1 << 1;
-    pub const EM: u64 = 1 << 2;
-    pub const TS: u64 = 1 << 3;
-    pub const ET: u64 = 1 << 4;
-    pub const NE: u64 = 1 << 5;
-    pub const WP: u64 = 1 << 16;
-    pub const AM: u64 = 1 << 18;
-    pub const NW: u64 = 1 << 29;
-    pub const CD: u64 = 1 << 30;
-    pub const PG: u64 = 1 << 31;
-    pub const ALL: u64 = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
-}
-
-/// Bits of CR4 that this CPU has.
-pub mod cr4 {
-    pub const TSD: u64 = 1 << 2;
-    pub const DE: u64 = 1 << 3;
-    pub const PSE: u64 = 1 << 4;
-    pub const PAE: u64 = 1 << 5;
-    pub const PGE: u64 = 1 << 7;
-    pub const PCE: u64 = 1 << 8;
-    pub const OSFXSR: u64 = 1 << 9;
-    pub const OSXMMEXCPT: u64 = 1 << 10;
-    pub const FSGSBASE: u64 = 1 << 16;
-    pub const SMEP: u64 = 1 << 20;
-    pub const SMAP: u64 = 1 << 21;
-    pub const ALL: u64 =
-        TSD | DE | PSE | PAE | PGE | PCE | OSFXSR | OSXMMEXCPT | FSGSBASE | SMEP | SMAP;
-}
-
-/// Bits of EFER.
-pub mod efer {
-    pub const SCE: u64 = 1;
-    pub const LME: u64 = 1 << 8;
-    pub const LMA: u64 = 1 << 10;
-    pub const NXE: u64 = 1 << 11;
-}
+pub use engine::bits::{cr0, cr4, efer};
 
 /// DR7.GD: accesses to debug registers raise #DB.
 const GD: u64 = 1 << 13;

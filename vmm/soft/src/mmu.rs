@@ -10,6 +10,8 @@ use std::ops::Range;
 
 use engine::{Boundary, PendingRead};
 
+pub use engine::bits::is_canonical;
+
 use crate::control::cr0;
 use crate::cpu::{CodeMode, Cpu, attention, seg};
 use crate::flags::AC;
@@ -600,10 +602,4 @@ fn pieces(gpa: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
         at += size;
         Some(piece)
     })
-}
-
-/// Whether bits 47 to 63 of a linear address are equal.
-#[inline(always)]
-pub fn is_canonical(linear: u64) -> bool {
-    ((linear << 16) as i64 >> 16) as u64 == linear
 }

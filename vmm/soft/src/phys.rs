@@ -83,8 +83,7 @@ pub struct Phys {
     pub written_code: Vec<Range<u64>>,
 }
 
-/// Physical address bits that this CPU has (CPUID 80000008h).
-pub const PHYSICAL_BITS: u32 = 40;
+pub use engine::cpuid::PHYSICAL_BITS;
 
 impl Phys {
     /// RAM made of `regions`, in any order.

@@ -1,0 +1,450 @@
+//! The engine: the run loop, positions and exits.
+//!
+//! Between two calls every exit is settled: its instruction has completed and RIP lies behind it.
+//! The vCPU then stands in the guest, or, after an intercepted instruction, in the trampoline with
+//! the guest in the control block ([`Standing`]).
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::engine::bits::rflags;
+use ::engine::{
+    Boundary, ClockBase, CpuState, Engine, EngineError, EngineInfo, Entry, Exit, Msrs, PendingRead,
+    cpuid,
+};
+use ftlog::{CountUnit, Position};
+use kvm_ioctls::Kvm;
+use vm_memory::GuestMemoryMmap;
+use vm_memory::bitmap::Bitmap;
+
+use crate::errors::{call, stopped};
+use crate::kick::{self, Kick};
+use crate::ram::Ram;
+use crate::trampoline::{self, Trampoline};
+use crate::vcpu::{Raw, Vcpu};
+use crate::vm::{Vm, cpuid_for_kvm};
+use crate::vmcb::{Event, Vmcb, at};
+use crate::{BRAND, NS_PER_EXIT};
+
+/// Where the vCPU stands, and with it, where the guest's registers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// In the guest: KVM has its registers.
+    Guest,
+    /// In the trampoline: the control block has those that VMRUN loads.
+    Trampoline,
+}
+
+/// A read that waits for its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pending {
+    read: PendingRead,
+    /// For a port: which of how many elements of the batch.
+    element: (u32, u32),
+}
+
+/// The engine on KVM.
+pub struct KvmEngine {
+    // Dropped in this order: the vCPU and the VM before the memory that they use.
+    pub(crate) vcpu: Vcpu,
+    vm: Vm,
+    pub(crate) vmcb: Vmcb,
+    _trampoline: Trampoline,
+    pub(crate) ram: Ram,
+    pub(crate) standing: Standing,
+    pub(crate) count: u64,
+    pub(crate) clock: ClockBase,
+    /// The guest's MSRs; `efer` and `kernel_gs_base` may be older than the vCPU's.
+    pub(crate) msrs: Msrs,
+    pub(crate) halted: bool,
+    /// The state that a shut-down vCPU is in: KVM has reset it.
+    pub(crate) shut_down: Option<Box<CpuState>>,
+    /// What the next VMRUN delivers to the guest.
+    pub(crate) event: Option<Event>,
+    window: bool,
+    pending: Option<Pending>,
+    /// Writes that have not been handed out yet.
+    writes: VecDeque<Boundary>,
+    limit: Option<Duration>,
+    kick: Option<Kick>,
+    /// The count at the last kick.
+    kicked_at: u64,
+}
+
+impl KvmEngine {
+    /// A vCPU in its state at reset, on the given RAM.
+    pub fn new<B>(memory: &Arc<GuestMemoryMmap<B>>) -> Result<Self, EngineError>
+    where
+        B: Bitmap + Send + Sync + 'static,
+    {
+        let kvm = Kvm::new().map_err(|e| call("open /dev/kvm", e))?;
+        let ram = Ram::new(memory);
+        let mut trampoline = Trampoline::new().map_err(EngineError::Host)?;
+        let vmcb = trampoline.vmcb();
+        let vm = Vm::new(&kvm, &ram, &trampoline)?;
+        let vcpu = vm.fd.create_vcpu(0).map_err(|e| call("create a vCPU", e))?;
+        vcpu.set_cpuid2(&cpuid_for_kvm()?)
+            .map_err(|e| call("take the CPUID table", e))?;
+        let mut engine = Self {
+            vcpu: Vcpu::new(vcpu),
+            vm,
+            vmcb,
+            _trampoline: trampoline,
+            ram,
+            standing: Standing::Trampoline,
+            count: 0,
+            clock: ClockBase::at_power_on(NS_PER_EXIT),
+            msrs: Msrs::default(),
+            halted: false,
+            shut_down: None,
+            event: None,
+            window: false,
+            pending: None,
+            writes: VecDeque::new(),
+            limit: None,
+            kick: None,
+            kicked_at: 0,
+        };
+        engine.set_state(&CpuState::at_reset())?;
+        Ok(engine)
+    }
+
+    fn go(&mut self, until: u64) -> Result<Exit, EngineError> {
+        loop {
+            if let Some(exit) = self.at_boundary(until) {
+                return Ok(Exit::Boundary(exit));
+            }
+            if self.standing == Standing::Trampoline {
+                self.prepare_entry()?;
+            }
+            let raw = self.vcpu.run(false)?;
+            if let Some(exit) = self.handle(raw)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// What there is to say before the guest goes on.
+    fn at_boundary(&mut self, until: u64) -> Option<Boundary> {
+        if let Some(write) = self.writes.pop_front() {
+            return Some(write);
+        }
+        if self.shut_down.is_some() {
+            return Some(Boundary::Shutdown);
+        }
+        if self.window && self.can_interrupt() {
+            return Some(Boundary::Window);
+        }
+        if self.halted {
+            let interrupts_enabled = self.rflags() & rflags::IF != 0;
+            return Some(Boundary::Halt { interrupts_enabled });
+        }
+        (self.count == until).then_some(Boundary::Reached)
+    }
+
+    /// Before a VMRUN: what the guest may have written over, and what KVM does not carry along.
+    fn prepare_entry(&mut self) -> Result<(), EngineError> {
+        let shadow = self.vmcb.shadow();
+        self.vmcb.set_control(shadow, self.event.take());
+        let dr7 = self.vmcb.u64(at::DR7);
+        if dr7 & 0xff != 0 {
+            // KVM loads the breakpoints' addresses only if its own DR7 enables one.
+            let mut registers = self.vcpu.debug_registers()?;
+            registers.dr7 = dr7;
+            self.vcpu.set_debug_registers(&registers)?;
+        }
+        Ok(())
+    }
+
+    /// Handles what KVM_RUN came back with. Some: an exit for the caller.
+    fn handle(&mut self, raw: Raw) -> Result<Option<Exit>, EngineError> {
+        if raw == Raw::Interrupted {
+            return self.interrupted();
+        }
+        if let Raw::PortWrite { port, .. } = raw
+            && self.is_intercept(port)?
+        {
+            self.standing = Standing::Trampoline;
+            self.emulate()?;
+            return Ok(None);
+        }
+        self.standing = Standing::Guest;
+        match raw {
+            Raw::PortRead { port, size, count } => {
+                Ok(Some(self.ask(PendingRead::Io { port, size }, count)))
+            }
+            Raw::MemoryRead { addr, size } => {
+                Ok(Some(self.ask(PendingRead::Mmio { addr, size }, 1)))
+            }
+            Raw::PortWrite { port, size, count } => {
+                for i in 0..count {
+                    let value = self.vcpu.port_data(i, size);
+                    self.writes
+                        .push_back(Boundary::IoWrite { port, size, value });
+                }
+                self.settle()
+            }
+            Raw::MemoryWrite { addr, size, value } => {
+                self.writes
+                    .push_back(Boundary::MmioWrite { addr, size, value });
+                self.settle()
+            }
+            Raw::ReadMsr { index } => {
+                let value = self.read_msr(index);
+                self.complete_msr(value)
+            }
+            Raw::WriteMsr { index, value } => {
+                let done = self.write_msr(index, value)?;
+                self.complete_msr(done.then_some(value))
+            }
+            Raw::Halt => {
+                self.count += 1;
+                self.halted = true;
+                Ok(None)
+            }
+            Raw::Shutdown => {
+                let mut state = CpuState::at_reset();
+                state.count = self.count;
+                state.shutdown = true;
+                self.shut_down = Some(Box::new(state));
+                Ok(None)
+            }
+            Raw::Window | Raw::Nothing | Raw::Interrupted => Ok(None),
+        }
+    }
+
+    /// Whether the write to `port` is the trampoline's. The guest could bring about the same
+    /// registers, so KVM has the last word.
+    fn is_intercept(&self, port: u16) -> Result<bool, EngineError> {
+        let seen = &self.vcpu.seen;
+        Ok(port == u16::from(trampoline::PORT)
+            && trampoline::looks_like(seen.regs.rip, seen.sregs.cr3)
+            && !self.vcpu.nesting()?.in_guest)
+    }
+
+    fn ask(&mut self, read: PendingRead, of: u32) -> Exit {
+        self.pending = Some(Pending {
+            read,
+            element: (0, of),
+        });
+        Exit::Pending(read)
+    }
+
+    fn answer(&mut self, pending: Pending, value: u64) -> Result<Option<Exit>, EngineError> {
+        match pending.read {
+            PendingRead::Io { size, .. } => {
+                let (i, of) = pending.element;
+                self.vcpu.set_port_data(i, size, value as u32);
+                if i + 1 < of {
+                    // KVM reads strings ahead: the next element of the batch.
+                    self.pending = Some(Pending {
+                        element: (i + 1, of),
+                        ..pending
+                    });
+                    return Ok(Some(Exit::Pending(pending.read)));
+                }
+            }
+            PendingRead::Mmio { .. } => self.vcpu.set_memory_data(value),
+        }
+        self.pending = None;
+        self.settle()
+    }
+
+    /// Completes the instruction of the last exit: it may go on to another one first.
+    fn settle(&mut self) -> Result<Option<Exit>, EngineError> {
+        match self.vcpu.run(true)? {
+            Raw::Interrupted => {
+                self.count += 1;
+                Ok(None)
+            }
+            raw => self.handle(raw),
+        }
+    }
+
+    /// As `settle`, for an MSR: an instruction that faults does not complete.
+    fn complete_msr(&mut self, value: Option<u64>) -> Result<Option<Exit>, EngineError> {
+        self.vcpu.answer_msr(value);
+        match self.vcpu.run(true)? {
+            Raw::Interrupted => {
+                self.count += u64::from(value.is_some());
+                Ok(None)
+            }
+            raw => Err(stopped(
+                &format!("{raw:?} where an MSR access should have ended"),
+                self.vcpu.seen.regs.rip,
+            )),
+        }
+    }
+
+    /// A signal came while the guest ran.
+    fn interrupted(&mut self) -> Result<Option<Exit>, EngineError> {
+        if !Kick::take() || self.limit.is_none() {
+            // Somebody else's.
+            return Ok(None);
+        }
+        if std::mem::replace(&mut self.kicked_at, self.count) != self.count {
+            return Ok(None);
+        }
+        let nesting = self.vcpu.nesting()?;
+        if !nesting.in_guest || nesting.entering || self.vcpu.event_in_flight() {
+            // In the trampoline or with an event half delivered: no state says that. Soon over.
+            return Ok(None);
+        }
+        self.standing = Standing::Guest;
+        Ok(Some(Exit::Adrift))
+    }
+
+    /// The timer that kicks this thread runs if there is a limit.
+    fn arm(&mut self) -> Result<(), EngineError> {
+        let Some(limit) = self.limit else {
+            return Ok(());
+        };
+        if self.kick.as_ref().is_some_and(Kick::is_mine) {
+            return Ok(());
+        }
+        // Adrift at the second kick without an exit between.
+        self.kick = Some(Kick::start(limit / 2).map_err(EngineError::Host)?);
+        let mask = kick::mask_in_guest().map_err(EngineError::Host)?;
+        self.vcpu.set_signal_mask(mask)
+    }
+
+    pub(crate) fn rflags(&self) -> u64 {
+        match self.standing {
+            Standing::Guest => self.vcpu.seen.regs.rflags,
+            Standing::Trampoline => self.vmcb.u64(at::RFLAGS),
+        }
+    }
+}
+
+impl Engine for KvmEngine {
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            name: "kvm",
+            counts: CountUnit::Exits,
+            ns_per_count: NS_PER_EXIT,
+            cpuid_hash: cpuid::hash(BRAND),
+            // The guest's floating point runs on the host's own processor.
+            host_math: crate::fpu::host(),
+        }
+    }
+
+    fn run(&mut self, until: Option<u64>, entry: Entry) -> Result<Exit, EngineError> {
+        if let Some(asked) = until
+            && asked < self.count
+        {
+            let now = self.count;
+            return Err(EngineError::PositionPassed { asked, now });
+        }
+        self.arm()?;
+        match (self.pending, entry) {
+            (None, Entry::Resume) => {}
+            (Some(pending), Entry::Answer(value)) => {
+                if let Some(exit) = self.answer(pending, value)? {
+                    return Ok(exit);
+                }
+            }
+            (None, Entry::Answer(_)) => {
+                return Err(EngineError::WrongEntry {
+                    entry,
+                    expected: "no read is pending: resume it",
+                });
+            }
+            (Some(_), Entry::Resume) => {
+                return Err(EngineError::WrongEntry {
+                    entry,
+                    expected: "a read is pending: answer it",
+                });
+            }
+        }
+        self.go(until.unwrap_or(u64::MAX))
+    }
+
+    fn position(&self) -> Position {
+        let rip = match (&self.shut_down, self.standing) {
+            (Some(state), _) => state.rip,
+            (None, Standing::Guest) => self.vcpu.seen.regs.rip,
+            (None, Standing::Trampoline) => self.vmcb.u64(at::RIP),
+        };
+        let rcx = match &self.shut_down {
+            Some(state) => state.gpr[1],
+            None => self.vcpu.seen.regs.rcx,
+        };
+        Position {
+            count: self.count,
+            rip,
+            rcx,
+        }
+    }
+
+    fn can_interrupt(&self) -> bool {
+        let clear = match self.standing {
+            Standing::Guest => {
+                self.vcpu.seen.events.interrupt.shadow == 0 && !self.vcpu.event_in_flight()
+            }
+            Standing::Trampoline => !self.vmcb.shadow() && self.event.is_none(),
+        };
+        clear
+            && self.rflags() & rflags::IF != 0
+            && self.shut_down.is_none()
+            && self.writes.is_empty()
+    }
+
+    fn set_stretch_limit(&mut self, limit: Option<Duration>) {
+        self.limit = limit.map(|limit| limit.max(Duration::from_micros(100)));
+        self.kick = None;
+    }
+
+    fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
+        self.halted = false;
+        match self.standing {
+            Standing::Guest => self.vcpu.interrupt(vector),
+            Standing::Trampoline => {
+                self.event = Some(Event::Interrupt(vector));
+                Ok(())
+            }
+        }
+    }
+
+    fn request_window(&mut self, on: bool) {
+        self.window = on;
+        self.vcpu.request_window(on);
+    }
+
+    fn halted(&self) -> bool {
+        self.halted
+    }
+
+    fn set_clock(&mut self, clock: ClockBase) {
+        self.clock = clock;
+    }
+
+    fn state(&self) -> CpuState {
+        self.read_state()
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        ::engine::check(state).map_err(EngineError::BadState)?;
+        self.write_state(state)?;
+        self.standing = Standing::Trampoline;
+        self.count = state.count;
+        self.kicked_at = u64::MAX;
+        self.msrs = state.msrs;
+        self.halted = state.halted;
+        self.shut_down = state.shutdown.then(|| Box::new(state.clone()));
+        self.event = None;
+        self.pending = None;
+        self.writes.clear();
+        Ok(())
+    }
+
+    /// KVM sees what is in memory.
+    fn memory_written(&mut self, _range: Range<u64>) {}
+
+    fn take_dirty(&mut self) -> Vec<u64> {
+        self.vm
+            .take_dirty()
+            .expect("KVM keeps a dirty log of every slot of RAM")
+    }
+}

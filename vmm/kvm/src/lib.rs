@@ -1,0 +1,35 @@
+//! Lockstep's CPU engine on KVM, for AMD's processors (SVM).
+//!
+//! Positions count exits: port and memory-mapped accesses, HLT, and every instruction that is
+//! intercepted (RDTSC, CPUID, MSRs …), each once it has completed. Everything between two exits is a
+//! function of the guest's own state, so asynchronous events are put in only there, and two replicas
+//! agree without a counter of instructions. A guest that computes for long without an exit is
+//! stopped by a timer ([`engine::Exit::Adrift`]); its whole state is then sent along.
+//!
+//! * `trampoline`, `vmcb`: a tiny hypervisor in the VM that makes RDTSC trap.
+//! * `vm`, `vcpu`, `kick`: KVM itself, without any decision about the guest.
+//! * `engine`, `emulate`, `walk`: the run loop, and the intercepted instructions.
+//! * `state`, `segments`, `fpu`: the guest's state, in one form wherever the vCPU stands.
+
+mod emulate;
+mod engine;
+mod errors;
+mod fpu;
+mod kick;
+mod ram;
+mod segments;
+mod state;
+mod trampoline;
+mod vcpu;
+mod vm;
+mod vmcb;
+mod walk;
+
+pub use self::engine::KvmEngine;
+
+/// What CPUID calls the processor.
+const BRAND: &::engine::cpuid::Brand =
+    b"Lockstep KVM CPU @ 1.00GHz\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+/// Advance of the clock for each exit, in nanoseconds: less than what the fastest exit needs.
+const NS_PER_EXIT: u64 = 500;
