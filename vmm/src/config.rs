@@ -202,6 +202,13 @@ impl Config {
                 rule: "without boot.kernel the Debian guest boots, which has its own".into(),
             });
         }
+        if self.vm.stretch_ms.get() > 1000 {
+            return Err(ConfigError::Value {
+                key: "vm.stretch_ms",
+                value: self.vm.stretch_ms.to_string(),
+                rule: "it must be from 1 to 1000".into(),
+            });
+        }
         if self.log.buffer.0 < 1 << 16 {
             return Err(ConfigError::Value {
                 key: "log.buffer",

@@ -13,9 +13,11 @@ pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("LOCKSTEP_S
 
 pub mod boot;
 pub mod config;
+pub mod engines;
 pub mod errors;
 pub mod link;
 pub mod machine;
 pub mod memory;
+pub mod program;
 pub mod replica;
 pub mod save;

@@ -196,6 +196,11 @@ impl Machine {
         self.engine.info()
     }
 
+    /// The guest's exits by kind, as far as the engine counts them.
+    pub fn exit_counts(&self) -> Vec<(&'static str, u64)> {
+        self.engine.exit_counts()
+    }
+
     /// Runs to the position `until`, or until something needs the caller.
     pub fn run(&mut self, until: u64) -> Result<Stop, MachineError> {
         let mut entry = Entry::Resume;

@@ -66,6 +66,41 @@ pub struct SavedEngine {
     pub host_math: u64,
 }
 
+impl SavedEngine {
+    /// Why a state of this engine cannot go on with `ours`; `None` if it can.
+    pub fn differs(&self, ours: &SavedEngine) -> Option<String> {
+        let said =
+            |engine: &SavedEngine| format!("{} (which counts {})", engine.name, engine.counts);
+        if (&self.name, &self.counts) != (&ours.name, &ours.counts) {
+            let (saved, ours) = (said(self), said(ours));
+            Some(format!(
+                "it was saved with engine {saved}, this machine has engine {ours}; start it with \
+                 the same --engine"
+            ))
+        } else if self.cpuid_hash != ours.cpuid_hash {
+            Some(format!(
+                "the CPUID table that its guest has seen ({:#x}) is not this engine's ({:#x}); \
+                 start it with the version that has saved it",
+                self.cpuid_hash, ours.cpuid_hash
+            ))
+        } else if self.host_math != ours.host_math {
+            Some(format!(
+                "the processor that it was saved on computes differently ({:#x}, this one {:#x}); \
+                 use a host with the same processor family",
+                self.host_math, ours.host_math
+            ))
+        } else {
+            None
+        }
+    }
+}
+
+impl From<EngineInfo> for SavedEngine {
+    fn from(info: EngineInfo) -> Self {
+        Self::from(&info)
+    }
+}
+
 impl From<&EngineInfo> for SavedEngine {
     fn from(info: &EngineInfo) -> Self {
         Self {

@@ -42,7 +42,14 @@ fn a_guest_that_floods_its_console_is_interrupted_and_controlled() {
     let dir = tempfile::tempdir().unwrap();
     let guest = common::boot_sector(assemble);
     let config = common::config(dir.path(), VmId([8; 16]), &guest);
-    let (replica, at) = common::start(dir.path(), &config, Role::Solo, 1, Endpoints::default());
+    let (replica, at) = common::start(
+        dir.path(),
+        &config,
+        vmm::engines::make,
+        Role::Solo,
+        1,
+        Endpoints::default(),
+    );
     let mut control = ControlClient::connect(&at.control.parse().unwrap(), TIMEOUT).unwrap();
     let begun = Instant::now();
     loop {

@@ -6,15 +6,14 @@
 #![allow(clippy::unwrap_used)] // a test's helpers may fail the test
 
 mod common;
+#[path = "common/pair.rs"]
+mod pair;
 
-use common::{TIMEOUT, start};
-use ft_diskd::DiskConfig;
 use iced_x86::code_asm::*;
-use vmm::config::Endpoints;
+use pair::Pair;
+use vmm::engines::MakeEngine;
 use vmm::machine::Off;
-use vmm::replica::{Ended, Role};
-use wire::control::ControlClient;
-use wire::register::{RegisterClient, ReplicaId, VmId};
+use vmm::replica::Ended;
 
 /// What the guest writes to the exit port after its ticks.
 const EXIT_CODE: u32 = 5;
@@ -74,77 +73,44 @@ fn assemble(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(work)
 }
 
-#[test]
-fn a_pair_runs_in_lockstep_to_the_end() {
-    let dir = tempfile::tempdir().unwrap();
-    let vm = VmId([7; 16]);
-    let image = dir.path().join("disk");
-    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
-    let diskd = ft_diskd::serve(&ft_diskd::Config {
-        nbd: "127.0.0.1:0".into(),
-        register: "127.0.0.1:0".into(),
-        state: dir.path().join("register"),
-        disks: vec![DiskConfig {
-            name: "disk".into(),
-            path: image,
-            read_only: false,
-        }],
-        snapshots: Vec::new(),
-    })
-    .unwrap();
-    let register = diskd.register_addr().to_string();
-    RegisterClient::new(&register, TIMEOUT)
-        .create(
-            vm,
-            ReplicaId(1),
-            Some(ReplicaId(2)),
-            &["disk".to_owned()],
-            false,
-        )
-        .unwrap();
-    let endpoints = Endpoints {
-        register: Some(register.parse().unwrap()),
-        ..Endpoints::default()
-    };
+/// Runs the guest on a pair to its end, comparing the whole state every few thousand instructions.
+fn runs_to_the_end(engine: MakeEngine) {
     let guest = common::boot_sector(assemble);
-    let mut config = common::config(dir.path(), vm, &guest);
-    config.hash.interval = 5_000;
-    config.hash.memory = true;
-
-    let (backup, backup_at) = start(dir.path(), &config, Role::Backup, 2, endpoints.clone());
-    let log = backup_at.log.unwrap().parse().unwrap();
-    let (primary, _) = start(
-        dir.path(),
-        &config,
-        Role::Primary,
-        1,
-        Endpoints {
-            log: Some(log),
-            ..endpoints
-        },
-    );
+    let pair = Pair::start(engine, &guest, |config| {
+        config.hash.interval = 5_000;
+        config.hash.memory = true;
+    });
     let mut compared = 0;
-    while !backup.is_finished() {
-        let addr = backup_at.control.parse().unwrap();
-        if let Ok(status) = ControlClient::connect(&addr, TIMEOUT).and_then(|mut c| c.status()) {
+    while !pair.backup.is_finished() {
+        if let Some(status) = pair::status(&pair.backup_at) {
             compared = compared.max(status.hashes_compared);
         }
     }
     for end in [
-        primary.join().unwrap().unwrap(),
-        backup.join().unwrap().unwrap(),
+        pair.primary.join().unwrap().unwrap(),
+        pair.backup.join().unwrap().unwrap(),
     ] {
         assert!(matches!(end, Ended::Off(Off::Exit(EXIT_CODE))), "{end:?}");
     }
     assert!(compared > 20, "{compared} states were compared");
-    let said = std::fs::read(dir.path().join("1.serial")).unwrap();
+    let said = std::fs::read(pair.dir.path().join("1.serial")).unwrap();
     assert!(
         !said.is_empty() && said.iter().all(|byte| *byte == b'.'),
         "{said:?}"
     );
-    let suppressed = std::fs::read(dir.path().join("2.serial")).unwrap();
+    let suppressed = std::fs::read(pair.dir.path().join("2.serial")).unwrap();
     assert!(
         suppressed.is_empty(),
         "the backup's output was not suppressed"
     );
+}
+
+#[test]
+fn a_pair_runs_in_lockstep_to_the_end() {
+    runs_to_the_end(vmm::engines::make);
+}
+
+#[test]
+fn a_pair_whose_positions_are_exits_runs_in_lockstep_to_the_end() {
+    runs_to_the_end(exits::make);
 }

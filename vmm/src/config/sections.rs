@@ -38,6 +38,10 @@ pub struct Vm {
     /// The CPU engine
     #[arg(id = "vm.engine", long = "engine")]
     pub engine: EngineKind,
+    /// With an engine that counts exits (kvm): after how long without one the guest is stopped for
+    /// events that wait, in ms, 1 to 1000
+    #[arg(id = "vm.stretch_ms", long = "stretch-ms", value_name = "MS")]
+    pub stretch_ms: NonZeroU64,
 }
 
 impl Default for Vm {
@@ -49,6 +53,7 @@ impl Default for Vm {
             start_time: None,
             memory: RamSize::DEFAULT,
             engine: EngineKind::default(),
+            stretch_ms: nonzero(4),
         }
     }
 }
@@ -62,6 +67,8 @@ pub enum EngineKind {
     Auto,
     /// The software CPU, which works everywhere.
     Soft,
+    /// The host's processor, by hardware virtualization.
+    Kvm,
 }
 
 /// What the machine boots.
@@ -308,7 +315,8 @@ impl Default for Log {
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Divergence")]
 pub struct Hash {
-    /// Guest instructions between two comparisons of the registers; 0: never
+    /// Guest instructions between two comparisons of the registers; 0: never. An engine that counts
+    /// exits takes each for 10000 instructions
     #[arg(
         id = "hash.interval",
         long = "hash-interval",

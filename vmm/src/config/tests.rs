@@ -72,7 +72,7 @@ fn a_configuration_survives_being_written() {
 
 #[test]
 fn errors_name_the_key_the_line_and_what_is_allowed() {
-    let cases: [(&str, &[&str]); 14] = [
+    let cases: [(&str, &[&str]); 16] = [
         ("[vm]\nmemry = \"1GiB\"", &["line 2", "memry", "`memory`"]),
         ("[wm]\nmemory = 1", &["line 1", "wm", "`vm`"]),
         (
@@ -82,6 +82,11 @@ fn errors_name_the_key_the_line_and_what_is_allowed() {
         ("[vm]\n\nmemory = \"1 PB\"", &["line 3", "memory", "512MiB"]),
         ("[vm]\nmemory = 512", &["line 2", "memory", "string"]),
         ("[vm]\nengine = \"hard\"", &["line 2", "engine", "`soft`"]),
+        (
+            "[vm]\nstretch_ms = 1001",
+            &["vm.stretch_ms = 1001", "1 to 1000"],
+        ),
+        ("[vm]\nstretch_ms = 0", &["line 2", "stretch_ms", "nonzero"]),
         ("[vm]\nname = \"../x\"", &["vm.name", "letters"]),
         (
             "[disk]\nreads = \"both\"",

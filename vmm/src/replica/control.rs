@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use engine::EngineInfo;
 use ftlog::replica::{HaltReason, Phase};
-use ftlog::{ReplicaId, VmId};
+use ftlog::{EntryKind, ReplicaId, VmId};
 use wire::control::client::ControlStream;
 use wire::control::server::Handler;
-use wire::control::{PositionStatus, Protection, Request, Response, Role, Status};
+use wire::control::{
+    LogBytes, PositionStatus, Protection, Request, Response, Role, Status, Stretches,
+};
 
 use super::protocol::Protocol;
 use super::record::Command;
@@ -22,7 +25,7 @@ const OBEY_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct Api {
     pub vm: VmId,
     pub id: ReplicaId,
-    pub engine: &'static str,
+    pub engine: EngineInfo,
     pub protocol: Protocol,
     pub vcpu: VcpuView,
     pub commands: Sender<Command>,
@@ -144,6 +147,18 @@ impl Api {
         })
     }
 
+    fn stretches(&self, log_bytes: &LogBytes) -> Stretches {
+        let (closed, pages, interrupts) = self.vcpu.stretches();
+        let kinds = [EntryKind::Pages, EntryKind::Stretch];
+        let bytes = kinds.iter().filter_map(|kind| log_bytes.get(kind.name()));
+        Stretches {
+            closed,
+            pages,
+            interrupts,
+            bytes: bytes.sum(),
+        }
+    }
+
     fn status(&self) -> Status {
         let figures = self.protocol.figures();
         let phase = self.protocol.phase();
@@ -155,19 +170,22 @@ impl Api {
             state: protection(phase, halted),
             view: self.protocol.view(),
             pid: std::process::id(),
-            engine: self.engine.to_owned(),
+            engine: self.engine.name.to_owned(),
+            counts: self.engine.counts.to_string(),
             position: PositionStatus::new(self.vcpu.count(), self.vcpu.rip()),
             guest_clock_ns: self.vcpu.clock_ns(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             lag_ms: figures.lag_ms,
             lag_quantiles_ms: figures.lag_quantiles_ms,
             log_mbit_per_s: figures.log_mbit_per_s,
-            log_bytes: figures.log_bytes,
+            log_bytes: figures.log_bytes.clone(),
             log_entries: figures.log_entries,
             output_hold_ms: figures.hold_ms,
             outputs_held: figures.outputs_held,
             speed: figures.speed,
             instructions_per_s: self.protocol.instruction_rate(self.vcpu.count()),
+            stretches: self.stretches(&figures.log_bytes),
+            exits: self.vcpu.exits(),
             address: self.log_addr.clone(),
             hashes_compared: self.vcpu.hashes(),
             last_failover: self.protocol.timeline().last(),

@@ -14,6 +14,7 @@ mod channel;
 mod clock;
 mod control;
 pub mod convert;
+mod drift;
 mod lease;
 mod metrics;
 pub mod offline;
@@ -31,6 +32,8 @@ mod view_of_vcpu;
 
 pub use setup::{ReadyAt, Role, SetupError, Spec};
 pub use view_of_vcpu::VcpuView;
+
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use devices::Output;
@@ -80,6 +83,8 @@ struct Ready {
     arrivals: Receiver<Arrival>,
     commands: Receiver<Command>,
     hashes: HashPolicy,
+    /// How long the vCPU may run without an exit while it is recorded.
+    stretch: Duration,
     log_reads: bool,
     reads: Option<Box<dyn Reads>>,
     vcpu: VcpuView,
@@ -115,6 +120,9 @@ impl Ready {
                 }
             }
         };
+        let mut machine = machine;
+        machine.set_stretch_limit(Some(self.stretch));
+        let queues = Queues::new(machine.engine_info().counts, self.stretch);
         let off = Recorder {
             machine,
             clock,
@@ -125,7 +133,7 @@ impl Ready {
             log_reads: self.log_reads,
             vcpu: self.vcpu,
             saver: self.saver,
-            queues: Queues::default(),
+            queues,
         }
         .run()?;
         let end = ended(&self.protocol, off);

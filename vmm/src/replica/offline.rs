@@ -16,6 +16,7 @@ use super::replay::{Log, Replayed, Replayer};
 use super::setup::{self, SetupError};
 use super::view_of_vcpu::VcpuView;
 use crate::config::Config;
+use crate::engines::MakeEngine;
 use crate::machine::{Machine, MachineError, Off};
 
 /// The driver is told how far the replay is every so many entries.
@@ -44,6 +45,8 @@ pub enum OfflineError {
 pub struct Replica {
     /// As the recorded machine had it; its disk is not needed, only how large it was.
     pub config: Config,
+    /// Makes the CPU engine: [`crate::engines::make`].
+    pub engine: MakeEngine,
     /// Bytes of the disk; `None`: the machine had none.
     pub disk_bytes: Option<u64>,
     /// The saved state that it began from, if not from power-on.
@@ -104,7 +107,12 @@ pub fn replay<R: Read>(
     replica: &Replica,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, OfflineError> {
-    let machine = setup::machine(&replica.config, replica.from.as_ref(), replica.disk_bytes)?;
+    let machine = setup::machine(
+        &replica.config,
+        replica.engine,
+        replica.from.as_ref(),
+        replica.disk_bytes,
+    )?;
     own_header(log.hello(), replica, &machine)?.check_compatible(&log.hello().header)?;
     let vcpu = VcpuView::default();
     vcpu.show(&machine);

@@ -11,10 +11,12 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use devices::Output;
 use ftlog::primary::AppendError;
-use ftlog::{Control, Entry, Event, Position};
+use ftlog::replica::Phase;
+use ftlog::{Control, CountUnit, Entry, Event, Position};
 
 use super::clock::HostClock;
 use super::convert;
+use super::drift::Drift;
 use super::protocol::Protocol;
 use super::saving::Saver;
 use super::slice::Slice;
@@ -48,13 +50,27 @@ pub enum Command {
     Reset,
 }
 
+/// Instructions that an exit stands for where an interval is given in instructions.
+const INSTRUCTIONS_PER_EXIT: u64 = 10_000;
+
 /// How the machine's state is compared between replicas.
 #[derive(Clone, Copy, Debug)]
 pub struct HashPolicy {
-    /// Instructions between two hashes; 0: never.
+    /// Counts between two hashes; 0: never.
     pub interval: u64,
     /// Of all of memory too.
     pub memory: bool,
+}
+
+impl HashPolicy {
+    /// `interval` in instructions, for an engine that counts so.
+    pub fn new(interval: u64, memory: bool, counted: CountUnit) -> Self {
+        let interval = match counted {
+            CountUnit::Exits => interval.div_ceil(INSTRUCTIONS_PER_EXIT),
+            CountUnit::Instructions | CountUnit::Branches => interval,
+        };
+        Self { interval, memory }
+    }
 }
 
 /// Why the recording ended with an error. Whatever the guest does is no reason.
@@ -83,13 +99,27 @@ pub struct Recorder {
 }
 
 /// What the recorder keeps between two slices.
-#[derive(Default)]
 pub struct Queues {
     slice: Slice,
+    drift: Drift,
     frames: VecDeque<(u64, u64, Bytes)>,
     typed: VecDeque<(ConsoleLine, Bytes)>,
     next_hash: u64,
     last_event_ns: u64,
+}
+
+impl Queues {
+    /// For an engine that counts so, and stops a vCPU without exits after `stretch`.
+    pub fn new(counted: CountUnit, stretch: Duration) -> Self {
+        Self {
+            slice: Slice::new(counted),
+            drift: Drift::new(stretch),
+            frames: VecDeque::new(),
+            typed: VecDeque::new(),
+            next_hash: 0,
+            last_event_ns: 0,
+        }
+    }
 }
 
 impl Recorder {
@@ -108,7 +138,8 @@ impl Recorder {
                 }
                 Stop::Reached => self.queues.slice.reached(),
                 Stop::Idle => self.wait()?,
-                Stop::Adrift => continue,
+                Stop::Adrift if !self.must_close() => continue,
+                Stop::Adrift => self.close_stretch()?,
                 Stop::Off(_) => std::thread::sleep(OFF_WAIT),
             }
             self.queues.slice.over();
@@ -116,6 +147,7 @@ impl Recorder {
             self.take_arrivals()?;
             self.keep_time()?;
             self.compare()?;
+            self.forget_dirty();
             self.protocol.tick();
         }
         Ok(self.machine.off())
@@ -140,6 +172,45 @@ impl Recorder {
             }
         }
         Ok(self.protocol.put_out(at, marked)?)
+    }
+
+    /// Whether the vCPU, which stands where no position is, must be given one: something waits for
+    /// the guest, or it has been there for too long.
+    fn must_close(&mut self) -> bool {
+        let queued = !self.queues.frames.is_empty() && self.machine.can_receive()
+            || (self.queues.typed.front())
+                .is_some_and(|(line, _)| self.machine.console_can_receive(*line));
+        let waits =
+            queued || self.timer_is_due() || !self.arrivals.is_empty() || !self.commands.is_empty();
+        let count = self.machine.position().count;
+        self.queues.drift.is_long(count) || waits
+    }
+
+    /// Gives the vCPU a position where it stands. A backup, which stands at the last one, gets what
+    /// has become of the guest since.
+    fn close_stretch(&mut self) -> Result<(), RecordError> {
+        let followed = self.protocol.phase() == Phase::Protected;
+        let stretch = self.machine.close_stretch(followed)?;
+        let pages = stretch.page_count();
+        self.queues.drift.closed(pages);
+        self.queues.slice.reached();
+        self.vcpu.stretch(pages, stretch.interrupts());
+        if followed {
+            for entry in stretch.into_entries() {
+                self.protocol.append(&entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From time to time the account of written pages begins anew: stretches then stay small.
+    fn forget_dirty(&mut self) {
+        if self.machine.counts_exits()
+            && self.protocol.phase() == Phase::Protected
+            && self.queues.drift.forgets()
+        {
+            self.machine.forget_dirty();
+        }
     }
 
     /// Logs an event at the present position with `log`, then lets it take effect. `None`: this
@@ -249,14 +320,15 @@ impl Recorder {
     /// Moves the clock when a timer of the board is due, and from time to time anyway.
     fn keep_time(&mut self) -> Result<(), RecordError> {
         let now = self.clock.now();
-        let due = self
-            .machine
-            .next_deadline()
-            .is_some_and(|deadline| deadline <= now);
-        if due || now >= self.queues.last_event_ns.saturating_add(REBASE_NS) {
+        if self.timer_is_due() || now >= self.queues.last_event_ns.saturating_add(REBASE_NS) {
             self.put_in(Event::Timer, None, Protocol::append)?;
         }
         Ok(())
+    }
+
+    fn timer_is_due(&self) -> bool {
+        let deadline = self.machine.next_deadline();
+        deadline.is_some_and(|deadline| deadline <= self.clock.now())
     }
 
     /// From time to time the backup is told what its state must be.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use devices::BoardSpec;
+use engine::Engine;
 use ftlog::backup::Backup;
 use ftlog::primary::Primary;
 use ftlog::replica::Replica;
@@ -30,6 +31,7 @@ use super::timeline::Timeline;
 use super::{HashPolicy, Ready, VcpuView, threads};
 use crate::boot::{BootError, BootSpec};
 use crate::config::{Config, DiskReads, Endpoints, NetMode};
+use crate::engines::{MakeEngine, NoEngine};
 use crate::link::{Arrival, Console, DiskLink, NetLink, NetSpec, arrivals};
 use crate::machine::{Machine, MachineError};
 use crate::memory::{GuestRam, MemoryError};
@@ -55,6 +57,8 @@ pub struct Spec {
     pub role: Role,
     pub id: ReplicaId,
     pub config: Config,
+    /// Makes the CPU engine: [`crate::engines::make`].
+    pub engine: MakeEngine,
     /// Where the others are; what is missing the machine does not have.
     pub endpoints: Endpoints,
     /// Where the control API listens.
@@ -103,7 +107,7 @@ pub enum SetupError {
     #[error("the saved state in {path} does not fit this machine: {what}")]
     Foreign { path: PathBuf, what: String },
     #[error("the CPU engine cannot be made")]
-    Engine(#[from] engine::EngineError),
+    Engine(#[from] NoEngine),
     #[error(transparent)]
     Register(#[from] RegisterError),
     #[error("the view register has no VM {0}: create its view first (ft-ctl view create)")]
@@ -159,7 +163,7 @@ pub(super) fn prepare(spec: Spec) -> Result<Ready, SetupError> {
     let view = view(&spec, vm, register.as_deref())?;
     let (arrivals_in, arrivals) = arrivals();
     let (outside, disk_bytes) = outside(&spec, vm, view, &arrivals_in)?;
-    let machine = machine(&spec.config, spec.from.as_ref(), disk_bytes)?;
+    let machine = machine(&spec.config, spec.engine, spec.from.as_ref(), disk_bytes)?;
     let header = header(vm, view.number, &spec.config, &machine);
     let listener = listener(&spec)?;
     let log_addr = listener
@@ -211,7 +215,7 @@ pub(super) fn prepare(spec: Spec) -> Result<Ready, SetupError> {
     let api = Api {
         vm,
         id: spec.id,
-        engine: machine.engine_info().name,
+        engine: machine.engine_info(),
         protocol: protocol.clone(),
         vcpu: vcpu.clone(),
         commands: to_vcpu,
@@ -234,15 +238,14 @@ pub(super) fn prepare(spec: Spec) -> Result<Ready, SetupError> {
         from_protocol,
         bounds.suspect_after_ns,
     )?;
+    let counted = machine.engine_info().counts;
     Ok(Ready {
         machine,
         role: spec.role,
         arrivals,
         commands,
-        hashes: HashPolicy {
-            interval: spec.config.hash.interval,
-            memory: spec.config.hash.memory,
-        },
+        hashes: HashPolicy::new(spec.config.hash.interval, spec.config.hash.memory, counted),
+        stretch: Duration::from_millis(spec.config.vm.stretch_ms.get()),
         log_reads: spec.config.disk.reads == DiskReads::Log || spec.role == Role::Solo,
         reads: reads(&spec, export, &protocol),
         protocol,
@@ -372,11 +375,12 @@ fn console(file: Option<&PathBuf>, history: usize) -> Result<Console, SetupError
 /// The machine at power-on, or as it was saved.
 pub(super) fn machine(
     config: &Config,
+    make_engine: MakeEngine,
     from: Option<&PathBuf>,
     disk_bytes: Option<u64>,
 ) -> Result<Machine, SetupError> {
     let ram = GuestRam::new(config.vm.memory.bytes())?;
-    let engine = Box::new(soft::SoftEngine::new(ram.memory())?);
+    let engine = make_engine(config.vm.engine, &ram)?;
     let kernel = config.boot.kernel.as_deref().ok_or(SetupError::NoKernel)?;
     let boot = BootSpec::from_files(
         kernel,
@@ -418,7 +422,7 @@ fn board(config: &Config, disk_bytes: Option<u64>) -> BoardSpec {
 
 fn resume(
     path: &std::path::Path,
-    engine: Box<soft::SoftEngine>,
+    engine: Box<dyn Engine>,
     ram: GuestRam,
     boot: BootSpec,
 ) -> Result<Machine, SetupError> {
@@ -432,20 +436,16 @@ fn resume(
         path: path.to_owned(),
         source,
     })?;
-    let foreign = |what: &str| SetupError::Foreign {
+    let foreign = |what: String| SetupError::Foreign {
         path: path.to_owned(),
-        what: what.to_owned(),
+        what,
     };
-    let info = engine::Engine::info(engine.as_ref());
-    if saved.about.engine != crate::save::SavedEngine::from(&info) {
-        return Err(foreign(
-            "it was saved by another engine, CPUID table or processor model",
-        ));
+    if let Some(what) = saved.about.engine.differs(&engine.info().into()) {
+        return Err(foreign(what));
     }
     if saved.about.boot_digest != boot.digest() {
-        return Err(foreign(
-            "it was booted from another kernel, initrd or command line",
-        ));
+        let what = "it was booted from another kernel, initrd or command line";
+        return Err(foreign(what.to_owned()));
     }
     Ok(Machine::resume(engine, ram, boot, &saved.state)?)
 }

@@ -1,19 +1,28 @@
 //! How long the vCPU runs before the recording replica looks around.
 //!
-//! A slice is a number of instructions that is adapted so that it takes about [`TARGET`]. Where
-//! slices end does not matter to the guest: only what is logged does.
+//! A slice is a number of what the engine counts (instructions, exits) that is adapted so that it
+//! takes about [`TARGET`]. Where slices end does not matter to the guest: only what is logged does.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
+
+use ftlog::CountUnit;
 
 /// What a slice should take: the worst delay of an interrupt for a busy vCPU.
 const TARGET: Duration = Duration::from_micros(200);
-const INSTRUCTIONS_MIN: u64 = 1_000;
-const INSTRUCTIONS_MAX: u64 = 1_000_000;
+/// How short and how long a slice may be, by what is counted.
+const INSTRUCTIONS: RangeInclusive<u64> = 1_000..=1_000_000;
+const BRANCHES: RangeInclusive<u64> = 100..=200_000;
+const EXITS: RangeInclusive<u64> = 1..=10_000;
+/// How long the first slice is, in shortest ones.
+const FIRST: u64 = 20;
 /// Slowing down is done in pauses of at least this, so that few of them are needed.
 const PAUSE_MIN: Duration = Duration::from_micros(500);
 
 pub struct Slice {
-    instructions: u64,
+    /// Counts in a slice, and what they can be.
+    counts: u64,
+    bounds: RangeInclusive<u64>,
     begun: Instant,
     /// Where the present slice ends; `None` between two.
     end: Option<u64>,
@@ -21,25 +30,29 @@ pub struct Slice {
     owed: Duration,
 }
 
-impl Default for Slice {
-    fn default() -> Self {
+impl Slice {
+    pub fn new(counted: CountUnit) -> Self {
+        let bounds = match counted {
+            CountUnit::Instructions => INSTRUCTIONS,
+            CountUnit::Branches => BRANCHES,
+            CountUnit::Exits => EXITS,
+        };
         Self {
-            instructions: 20_000,
+            counts: FIRST * bounds.start(),
+            bounds,
             begun: Instant::now(),
             end: None,
             owed: Duration::ZERO,
         }
     }
-}
 
-impl Slice {
     /// The position at which the slice ends. Begins one at position `count` if there is none.
     pub fn end(&mut self, count: u64) -> u64 {
         if let Some(end) = self.end {
             return end;
         }
         self.begun = Instant::now();
-        let end = count.saturating_add(self.instructions);
+        let end = count.saturating_add(self.counts);
         self.end = Some(end);
         end
     }
@@ -62,13 +75,13 @@ impl Slice {
     pub fn reached(&mut self) {
         let took = self.begun.elapsed();
         let next = if took > TARGET * 2 {
-            self.instructions / 2
+            self.counts / 2
         } else if took < TARGET / 2 {
-            self.instructions * 2
+            self.counts * 2
         } else {
-            self.instructions
+            self.counts
         };
-        self.instructions = next.clamp(INSTRUCTIONS_MIN, INSTRUCTIONS_MAX);
+        self.counts = next.clamp(*self.bounds.start(), *self.bounds.end());
         self.owed += took;
     }
 
@@ -97,14 +110,14 @@ mod tests {
 
     #[test]
     fn outputs_do_not_prolong_a_slice_and_end_one_that_takes_too_long() {
-        let mut slice = Slice::default();
+        let mut slice = Slice::new(CountUnit::Instructions);
         let end = slice.end(0);
         for count in 1..10 {
             slice.put_out(count);
             let present = slice.end(count);
             assert!(present == end || present <= count, "prolonged to {present}");
         }
-        let mut slice = Slice::default();
+        let mut slice = Slice::new(CountUnit::Exits);
         let end = slice.end(0);
         while slice.begun.elapsed() <= TARGET * 2 {
             std::hint::spin_loop();

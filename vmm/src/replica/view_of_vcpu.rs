@@ -1,8 +1,11 @@
 //! What other threads see of the vCPU: its position and clock, a moment ago.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use crate::link::lock;
 use crate::machine::Machine;
 
 /// A shared view; clones are the same one.
@@ -18,7 +21,18 @@ struct Seen {
     stretches: AtomicU64,
     stretch_pages: AtomicU64,
     stretch_interrupts: AtomicU64,
+    exits: Mutex<Exits>,
 }
+
+/// The exits by kind, and when they were last looked at.
+#[derive(Default)]
+struct Exits {
+    counts: Vec<(&'static str, u64)>,
+    seen: Option<Instant>,
+}
+
+/// How often exits are looked at.
+const EXITS_EVERY: Duration = Duration::from_millis(50);
 
 impl VcpuView {
     /// Shows where the machine stands. The numbers are each right, not necessarily together.
@@ -27,6 +41,17 @@ impl VcpuView {
         self.0.count.store(position.count, Ordering::Relaxed);
         self.0.rip.store(position.rip, Ordering::Relaxed);
         self.0.clock_ns.store(machine.now(), Ordering::Relaxed);
+        if machine.counts_exits() {
+            self.show_exits(machine);
+        }
+    }
+
+    fn show_exits(&self, machine: &Machine) {
+        let mut exits = lock(&self.0.exits);
+        if exits.seen.is_none_or(|seen| seen.elapsed() >= EXITS_EVERY) {
+            exits.counts = machine.exit_counts();
+            exits.seen = Some(Instant::now());
+        }
     }
 
     /// A state hash of the log agreed with the replay's.
@@ -53,6 +78,13 @@ impl VcpuView {
 
     pub fn clock_ns(&self) -> u64 {
         self.0.clock_ns.load(Ordering::Relaxed)
+    }
+
+    /// The guest's exits by kind.
+    pub fn exits(&self) -> BTreeMap<String, u64> {
+        let exits = lock(&self.0.exits);
+        let named = exits.counts.iter();
+        named.map(|(kind, n)| ((*kind).to_owned(), *n)).collect()
     }
 
     pub fn hashes(&self) -> u64 {

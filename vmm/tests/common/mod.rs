@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)] // a test's helpers may fail the test
 
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use iced_x86::code_asm::*;
 use vmm::config::{Config, Endpoints, NetMode, Seed};
+use vmm::engines::MakeEngine;
 use vmm::replica::{self, Ended, ReadyAt, Role, Spec};
 use wire::control::ControlAddr;
 use wire::register::{ReplicaId, VmId};
@@ -72,21 +74,23 @@ pub fn config(dir: &Path, vm: VmId, guest: &[u8]) -> Config {
     config
 }
 
+/// A replica's thread.
+pub type Running = JoinHandle<Result<Ended, replica::ReplicaError>>;
+
 pub fn start(
     dir: &Path,
     config: &Config,
+    engine: MakeEngine,
     role: Role,
     id: u64,
     endpoints: Endpoints,
-) -> (
-    std::thread::JoinHandle<Result<Ended, replica::ReplicaError>>,
-    ReadyAt,
-) {
+) -> (Running, ReadyAt) {
     let (ready, ready_at) = crossbeam_channel::bounded(1);
     let spec = Spec {
         role,
         id: ReplicaId(id),
         config: config.clone(),
+        engine,
         endpoints,
         control: ControlAddr::Unix(dir.join(format!("{id}.sock"))),
         from: None,

@@ -50,6 +50,7 @@ fn replica() -> &'static Replica {
         config.boot.kernel = Some(kernel);
         let replica = Replica {
             config,
+            engine: vmm::engines::make,
             disk_bytes: None,
             from: None,
         };

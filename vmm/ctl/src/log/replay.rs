@@ -95,6 +95,7 @@ fn machine_of(log: &Path, config: Option<PathBuf>) -> Result<Replica> {
     };
     Ok(Replica {
         config,
+        engine: vmm::engines::make,
         disk_bytes,
         from: None,
     })

@@ -46,6 +46,7 @@ fn machine_to_record() -> (Replica, tempfile::NamedTempFile) {
     config.vm.start_time = Some(1_700_000_000);
     let replica = Replica {
         config,
+        engine: crate::engines::make,
         disk_bytes: None,
         from: None,
     };
@@ -54,7 +55,7 @@ fn machine_to_record() -> (Replica, tempfile::NamedTempFile) {
 
 fn record() -> Recorded {
     let (replica, kernel) = machine_to_record();
-    let mut machine = setup::machine(&replica.config, None, None).unwrap();
+    let mut machine = setup::machine(&replica.config, replica.engine, None, None).unwrap();
     let header = setup::header(VmId([3; 16]), 1, &replica.config, &machine);
     let hello = Hello {
         replica: ReplicaId(1),

@@ -12,7 +12,8 @@ mod status;
 pub use addr::{ControlAddr, ControlAddrError};
 pub use client::{ControlClient, ControlError};
 pub use status::{
-    Failover, LogBytes, PositionStatus, Protection, Quantiles, Role, Status, UnknownState,
+    Failover, LogBytes, PositionStatus, Protection, Quantiles, Role, Status, Stretches,
+    UnknownState,
 };
 
 use serde::{Deserialize, Serialize};

@@ -124,6 +124,19 @@ pub struct Quantiles {
 /// Bytes on the logging channel, by kind of entry (the kinds' names are `ftlog`'s).
 pub type LogBytes = BTreeMap<String, u64>;
 
+/// Stretches of execution without an exit that were closed by the state they had changed (on a
+/// backup: taken over), with an engine that counts exits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stretches {
+    pub closed: u64,
+    /// Pages of 4 KiB that went with them.
+    pub pages: u64,
+    /// Interrupts that the guest took in them.
+    pub interrupts: u64,
+    /// Their bytes in the log; on a backup 0.
+    pub bytes: u64,
+}
+
 /// What happened at a failover, each in microseconds since the Unix epoch by this host's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Failover {
@@ -150,6 +163,8 @@ pub struct Status {
     pub pid: u32,
     /// `soft` or `kvm`.
     pub engine: String,
+    /// What a position's count counts: `instructions`, `conditional branches` or `exits`.
+    pub counts: String,
     pub position: PositionStatus,
     /// Nanoseconds of the guest's clock since power-on.
     pub guest_clock_ns: u64,
@@ -167,8 +182,11 @@ pub struct Status {
     pub outputs_held: u64,
     /// 1.0: full speed; below: slowed so that the lag stays bounded.
     pub speed: f64,
-    /// Guest instructions a second, of the last second.
+    /// What is counted (`counts`), a second, of the last second.
     pub instructions_per_s: f64,
+    pub stretches: Stretches,
+    /// The guest's exits by kind, if the engine gives them.
+    pub exits: BTreeMap<String, u64>,
     /// `HOST:PORT` of the logging channel's listener, where there is one.
     pub address: Option<String>,
     pub hashes_compared: u64,
