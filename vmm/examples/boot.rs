@@ -1,4 +1,4 @@
-//! Boots a guest on the `soft` engine without any server, with its disk image opened directly, and
+//! Boots a guest on an engine (`BOOT_ENGINE=soft` or `kvm`) without any server, with its disk image opened directly, and
 //! says how fast it ran: the shortest way to see a kernel start.
 //!
 //!     cargo run --release -p vmm --example boot -- KERNEL [INITRD] [DISK] [-- CMDLINE…]
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use devices::{BoardSpec, DiskOp, DiskRequest, DiskStatus, Input, Output};
+use engine::Engine;
 use vmm::boot::{BootMode, BootSpec};
 use vmm::machine::{Machine, Stop};
 use vmm::memory::GuestRam;
@@ -24,7 +25,10 @@ fn main() -> Result<()> {
     let cmdline = args.collect::<Vec<_>>().join(" ");
     let memory: u64 = std::env::var("BOOT_MEMORY_MB").map_or(Ok(512), |mb| mb.parse())?;
     let ram = GuestRam::new(memory << 20)?;
-    let engine = Box::new(soft::SoftEngine::new(ram.memory())?);
+    let engine: Box<dyn Engine> = match std::env::var("BOOT_ENGINE").as_deref() {
+        Ok("kvm") => Box::new(kvm::KvmEngine::new(ram.memory())?),
+        _ => Box::new(soft::SoftEngine::new(ram.memory())?),
+    };
     let disk = files.get(2).map(Disk::open).transpose()?;
     let spec = BoardSpec {
         memory_bytes: memory << 20,
@@ -48,11 +52,18 @@ fn main() -> Result<()> {
 
 fn run(mut machine: Machine, mut disk: Option<Disk>) -> Result<()> {
     let until = std::env::var("BOOT_UNTIL").unwrap_or_default();
+    machine.set_stretch_limit(Some(Duration::from_millis(4)));
+    let slice = if machine.counts_exits() { 20 } else { 50_000 };
     let started = Instant::now();
+    let mut stretches = 0;
     let mut console = String::new();
     let (mut last, mut idle) = ((Instant::now(), 0), Duration::ZERO);
     loop {
-        let stop = machine.run(machine.position().count + 50_000)?;
+        let stop = machine.run(machine.position().count + slice)?;
+        if stop == Stop::Adrift {
+            machine.close_stretch(false)?;
+            stretches += 1;
+        }
         for output in machine.take_outputs()? {
             match output {
                 Output::Console { bytes, .. } => {
@@ -76,14 +87,15 @@ fn run(mut machine: Machine, mut disk: Option<Disk>) -> Result<()> {
             let seconds = started.elapsed().as_secs_f64();
             let busy = seconds - idle.as_secs_f64();
             println!(
-                "\n{stop:?} after {count} instructions, {seconds:.2} s ({busy:.2} s busy), {:.1} MIPS",
+                "\n{stop:?} after {count} counts, {stretches} stretches, {seconds:.2} s ({busy:.2} s \
+                 busy), {:.3} M counts/s",
                 count as f64 / busy / 1e6
             );
             return Ok(());
         }
         if last.0.elapsed() > Duration::from_secs(5) {
             eprintln!(
-                "[{} {:?} {:.1} MIPS]",
+                "[{} {stretches} stretches {:?} {:.3} M counts/s]",
                 count,
                 machine.position(),
                 (count - last.1) as f64 / last.0.elapsed().as_secs_f64() / 1e6

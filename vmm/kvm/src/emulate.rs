@@ -33,6 +33,12 @@ impl KvmEngine {
             let rip = self.vmcb.u64(at::RIP);
             return Err(stopped("an intercept while an event was delivered", rip));
         }
+        let counter = match code {
+            exit::RDTSC | exit::RDTSCP => &mut self.exits.rdtsc,
+            exit::CPUID => &mut self.exits.cpuid,
+            _ => &mut self.exits.other_instructions,
+        };
+        *counter += 1;
         match code {
             exit::RDTSC | exit::RDTSCP => self.rdtsc(code == exit::RDTSCP),
             exit::CPUID => self.cpuid(),

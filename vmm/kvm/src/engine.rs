@@ -35,6 +35,8 @@ pub enum Standing {
     Guest,
     /// In the trampoline: the control block has those that VMRUN loads.
     Trampoline,
+    /// On the way, while it runs and when only a signal has stopped it: nowhere to be found.
+    Underway,
 }
 
 /// A read that waits for its value.
@@ -43,6 +45,22 @@ struct Pending {
     read: PendingRead,
     /// For a port: which of how many elements of the batch.
     element: (u32, u32),
+}
+
+/// How often there was which exit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Exits {
+    pub port_reads: u64,
+    pub port_writes: u64,
+    pub memory_reads: u64,
+    pub memory_writes: u64,
+    pub halts: u64,
+    pub msrs: u64,
+    pub rdtsc: u64,
+    pub cpuid: u64,
+    pub other_instructions: u64,
+    pub windows: u64,
+    pub kicks: u64,
 }
 
 /// The engine on KVM.
@@ -71,6 +89,40 @@ pub struct KvmEngine {
     kick: Option<Kick>,
     /// The count at the last kick.
     kicked_at: u64,
+    /// Exits by kind, for statistics.
+    pub(crate) exits: Exits,
+}
+
+impl Exits {
+    fn note(&mut self, raw: Raw) {
+        let counter = match raw {
+            Raw::PortRead { .. } => &mut self.port_reads,
+            Raw::PortWrite { .. } => &mut self.port_writes,
+            Raw::MemoryRead { .. } => &mut self.memory_reads,
+            Raw::MemoryWrite { .. } => &mut self.memory_writes,
+            Raw::ReadMsr { .. } | Raw::WriteMsr { .. } => &mut self.msrs,
+            Raw::Halt => &mut self.halts,
+            Raw::Window => &mut self.windows,
+            Raw::Shutdown | Raw::Nothing | Raw::Interrupted => return,
+        };
+        *counter += 1;
+    }
+
+    fn by_kind(&self) -> [(&'static str, u64); 11] {
+        [
+            ("port read", self.port_reads),
+            ("port write", self.port_writes),
+            ("mmio read", self.memory_reads),
+            ("mmio write", self.memory_writes),
+            ("hlt", self.halts),
+            ("msr", self.msrs),
+            ("rdtsc", self.rdtsc),
+            ("cpuid", self.cpuid),
+            ("other instruction", self.other_instructions),
+            ("window", self.windows),
+            ("kick", self.kicks),
+        ]
+    }
 }
 
 impl KvmEngine {
@@ -106,6 +158,7 @@ impl KvmEngine {
             limit: None,
             kick: None,
             kicked_at: 0,
+            exits: Exits::default(),
         };
         engine.set_state(&CpuState::at_reset())?;
         Ok(engine)
@@ -119,6 +172,7 @@ impl KvmEngine {
             if self.standing == Standing::Trampoline {
                 self.prepare_entry()?;
             }
+            self.standing = Standing::Underway;
             let raw = self.vcpu.run(false)?;
             if let Some(exit) = self.handle(raw)? {
                 return Ok(exit);
@@ -171,6 +225,7 @@ impl KvmEngine {
             return Ok(None);
         }
         self.standing = Standing::Guest;
+        self.exits.note(raw);
         match raw {
             Raw::PortRead { port, size, count } => {
                 Ok(Some(self.ask(PendingRead::Io { port, size }, count)))
@@ -284,6 +339,7 @@ impl KvmEngine {
             // Somebody else's.
             return Ok(None);
         }
+        self.exits.kicks += 1;
         if std::mem::replace(&mut self.kicked_at, self.count) != self.count {
             return Ok(None);
         }
@@ -312,7 +368,7 @@ impl KvmEngine {
 
     pub(crate) fn rflags(&self) -> u64 {
         match self.standing {
-            Standing::Guest => self.vcpu.seen.regs.rflags,
+            Standing::Guest | Standing::Underway => self.vcpu.seen.regs.rflags,
             Standing::Trampoline => self.vmcb.u64(at::RFLAGS),
         }
     }
@@ -364,7 +420,7 @@ impl Engine for KvmEngine {
     fn position(&self) -> Position {
         let rip = match (&self.shut_down, self.standing) {
             (Some(state), _) => state.rip,
-            (None, Standing::Guest) => self.vcpu.seen.regs.rip,
+            (None, Standing::Guest | Standing::Underway) => self.vcpu.seen.regs.rip,
             (None, Standing::Trampoline) => self.vmcb.u64(at::RIP),
         };
         let rcx = match &self.shut_down {
@@ -384,6 +440,7 @@ impl Engine for KvmEngine {
                 self.vcpu.seen.events.interrupt.shadow == 0 && !self.vcpu.event_in_flight()
             }
             Standing::Trampoline => !self.vmcb.shadow() && self.event.is_none(),
+            Standing::Underway => false,
         };
         clear
             && self.rflags() & rflags::IF != 0
@@ -399,7 +456,7 @@ impl Engine for KvmEngine {
     fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
         self.halted = false;
         match self.standing {
-            Standing::Guest => self.vcpu.interrupt(vector),
+            Standing::Guest | Standing::Underway => self.vcpu.interrupt(vector),
             Standing::Trampoline => {
                 self.event = Some(Event::Interrupt(vector));
                 Ok(())
@@ -441,6 +498,10 @@ impl Engine for KvmEngine {
 
     /// KVM sees what is in memory.
     fn memory_written(&mut self, _range: Range<u64>) {}
+
+    fn exit_counts(&self) -> Vec<(&'static str, u64)> {
+        self.exits.by_kind().to_vec()
+    }
 
     fn take_dirty(&mut self) -> Vec<u64> {
         self.vm

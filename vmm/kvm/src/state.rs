@@ -61,7 +61,7 @@ impl KvmEngine {
     fn gather(&self) -> Result<CpuState, EngineError> {
         let debug = self.vcpu.debug_registers()?;
         let s = match self.standing {
-            Standing::Guest => self.from_guest(&debug),
+            Standing::Guest | Standing::Underway => self.from_guest(&debug),
             Standing::Trampoline => self.from_block(),
         };
         let regs = &self.vcpu.seen.regs;
