@@ -52,7 +52,8 @@ fn main() -> Result<()> {
 
 fn run(mut machine: Machine, mut disk: Option<Disk>) -> Result<()> {
     let until = std::env::var("BOOT_UNTIL").unwrap_or_default();
-    machine.set_stretch_limit(Some(Duration::from_millis(4)));
+    let stretch: u64 = std::env::var("BOOT_STRETCH_MS").map_or(Ok(4), |ms| ms.parse())?;
+    machine.set_stretch_limit(Some(Duration::from_millis(stretch)));
     let slice = if machine.counts_exits() { 20 } else { 50_000 };
     let started = Instant::now();
     let mut stretches = 0;

@@ -335,7 +335,11 @@ impl KvmEngine {
 
     /// A signal came while the guest ran.
     fn interrupted(&mut self) -> Result<Option<Exit>, EngineError> {
-        if !Kick::take() || self.limit.is_none() {
+        let taken = match &self.kick {
+            Some(kick) => kick.take().map_err(EngineError::Host)?,
+            None => false,
+        };
+        if !taken {
             // Somebody else's.
             return Ok(None);
         }

@@ -1,9 +1,9 @@
 //! The timer that ends a run of the vCPU without an exit.
 //!
-//! A periodic timer sends a signal to the thread that runs the vCPU. The signal is blocked there but
-//! while KVM_RUN runs the guest (KVM_SET_SIGNAL_MASK), so none is lost, nothing else of the thread is
-//! interrupted, and nothing need be armed for each exit: the kernel does not arm a periodic timer
-//! again before its last signal was taken.
+//! A timer sends a signal to the thread that runs the vCPU. The signal is blocked there but while
+//! KVM_RUN runs the guest (KVM_SET_SIGNAL_MASK), so none is lost, nothing else of the thread is
+//! interrupted, and nothing need be armed for each exit: the timer is armed again when its signal was
+//! taken, so that on a slow host the guest still gets the whole of each period.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -17,6 +17,7 @@ fn signal() -> i32 {
 /// A running timer of one thread.
 pub struct Kick {
     timer: libc::timer_t,
+    period: Duration,
     thread: libc::pid_t,
 }
 
@@ -43,7 +44,7 @@ fn only_signal() -> libc::sigset_t {
 }
 
 impl Kick {
-    /// Starts a timer that kicks the calling thread each `period`.
+    /// Starts a timer that kicks the calling thread `period` from now.
     pub fn start(period: Duration) -> io::Result<Self> {
         let set = only_signal();
         // SAFETY: the set is initialised.
@@ -62,20 +63,32 @@ impl Kick {
         if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let kick = Self { timer, thread };
-        let time = libc::timespec {
-            tv_sec: period.as_secs() as libc::time_t,
-            tv_nsec: libc::c_long::from(period.subsec_nanos().max(1)),
+        let kick = Self {
+            timer,
+            period,
+            thread,
         };
+        kick.arm()?;
+        Ok(kick)
+    }
+
+    /// The next kick comes after one period from now.
+    fn arm(&self) -> io::Result<()> {
         let times = libc::itimerspec {
-            it_interval: time,
-            it_value: time,
+            it_interval: libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: libc::timespec {
+                tv_sec: self.period.as_secs() as libc::time_t,
+                tv_nsec: libc::c_long::from(self.period.subsec_nanos().max(1)),
+            },
         };
         // SAFETY: the timer exists, and the times are valid for the call.
-        if unsafe { libc::timer_settime(timer, 0, &times, std::ptr::null_mut()) } != 0 {
+        if unsafe { libc::timer_settime(self.timer, 0, &times, std::ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(kick)
+        Ok(())
     }
 
     /// Whether this timer kicks the calling thread.
@@ -83,16 +96,24 @@ impl Kick {
         self.thread == this_thread()
     }
 
-    /// Takes the signal that waits, if one does.
-    pub fn take() -> bool {
-        let set = only_signal();
-        let now = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: the set and the time are valid for the call.
-        unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &now) == signal() }
+    /// Takes the signal that waits, if one does, and starts the next period.
+    pub fn take(&self) -> io::Result<bool> {
+        if !take_signal() {
+            return Ok(false);
+        }
+        self.arm()?;
+        Ok(true)
     }
+}
+
+fn take_signal() -> bool {
+    let set = only_signal();
+    let now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the set and the time are valid for the call.
+    unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &now) == signal() }
 }
 
 impl Drop for Kick {
@@ -100,7 +121,7 @@ impl Drop for Kick {
         // SAFETY: the timer exists, and is not used any more.
         unsafe { libc::timer_delete(self.timer) };
         if self.is_mine() {
-            Self::take();
+            take_signal();
         }
     }
 }

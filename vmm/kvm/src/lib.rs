@@ -9,6 +9,7 @@
 //! * `trampoline`, `vmcb`: a tiny hypervisor in the VM that makes RDTSC trap.
 //! * `vm`, `vcpu`, `kick`: KVM itself, without any decision about the guest.
 //! * `engine`, `emulate`, `walk`: the run loop, and the intercepted instructions.
+//! * `probe`: whether all this works on a host.
 //! * `state`, `segments`, `fpu`: the guest's state, in one form wherever the vCPU stands.
 
 mod emulate;
@@ -16,6 +17,7 @@ mod engine;
 mod errors;
 mod fpu;
 mod kick;
+pub mod probe;
 mod ram;
 mod segments;
 mod state;
