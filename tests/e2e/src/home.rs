@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::conditions;
 use crate::machine::Machine;
 use crate::programs;
 
@@ -63,6 +64,7 @@ impl Home {
     /// Starts a machine. `args` are those of `ft-ctl up`; an error carries what it said.
     pub fn up<S: Into<OsString> + Clone>(self, args: &[S]) -> Result<Machine> {
         let mut all: Vec<OsString> = vec!["up".into()];
+        all.extend(conditions::config().map(OsString::from));
         all.extend(args.iter().cloned().map(Into::into));
         let output = self.run(&all)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -4,6 +4,7 @@
 //!
 //! | module | topic |
 //! |---|---|
+//! | [`conditions`] | the configuration of all machines, and how patient waits are |
 //! | [`base`] | the saved state from which most tests start |
 //! | [`machine`] | a running machine: its processes, status, forwards, end |
 //! | [`home`] | a machine's folder, and starting it with `ft-ctl up` |
@@ -18,6 +19,7 @@
 //! | [`scenarios`] | the end-to-end tests |
 
 pub mod base;
+pub mod conditions;
 pub mod failover;
 pub mod home;
 pub mod hosts;

@@ -13,6 +13,7 @@ use wire::control::{ControlClient, Protection, Request, Response, Role, Status};
 use wire::register::{RegisterClient, ReplicaId, View, VmId};
 use wire::running::{Process, ReplicaProcess, Running};
 
+use crate::conditions::patient;
 use crate::home::{self, Home};
 use crate::process::{self, Owned};
 use crate::wait;
@@ -220,7 +221,7 @@ impl Machine {
     /// The view that the register holds.
     pub fn view(&self) -> Result<View> {
         let register = self.running.register.as_deref().context("no register")?;
-        let record = RegisterClient::new(register, ANSWER).get(self.running.vm)?;
+        let record = RegisterClient::new(register, patient(ANSWER)).get(self.running.vm)?;
         Ok(record
             .context("the register does not know the machine")?
             .view)
@@ -271,7 +272,7 @@ impl Machine {
     /// Has the primary hash its state now, memory included, and the backup compare.
     pub fn hash_memory(&self) -> Result<Response> {
         let (replica, _) = self.live().context("no replica is live")?;
-        let mut client = ControlClient::connect(&replica.control, LONG)?;
+        let mut client = ControlClient::connect(&replica.control, patient(LONG))?;
         Ok(client.call(&Request::Hash { memory: true })?)
     }
 
@@ -302,7 +303,7 @@ impl Machine {
         wait::until("a shell on the guest's console", bound, || {
             let due = asked
                 .as_ref()
-                .is_none_or(|(at, _)| at.elapsed() > SHELL_AGAIN);
+                .is_none_or(|(at, _)| at.elapsed() > patient(SHELL_AGAIN));
             if due {
                 let (typed, printed) = word();
                 self.type_line(&format!("echo {typed}"))?;
@@ -323,7 +324,7 @@ impl Machine {
     /// Types a line on the guest's serial console.
     pub fn type_line(&self, line: &str) -> Result<()> {
         let (replica, _) = self.live().context("no replica is live")?;
-        let mut stream = ControlClient::connect(&replica.control, ANSWER)?.console()?;
+        let mut stream = ControlClient::connect(&replica.control, patient(ANSWER))?.console()?;
         stream.get_mut().write_all(format!("{line}\n").as_bytes())?;
         Ok(())
     }
@@ -355,7 +356,7 @@ pub fn status(replica: &ReplicaProcess) -> Option<Status> {
     if !replica.process.is_alive() {
         return None;
     }
-    let mut client = ControlClient::connect(&replica.control, ANSWER).ok()?;
+    let mut client = ControlClient::connect(&replica.control, patient(ANSWER)).ok()?;
     client.status().ok()
 }
 
@@ -363,8 +364,8 @@ pub fn status(replica: &ReplicaProcess) -> Option<Status> {
 pub fn redis_pings(address: SocketAddr) -> bool {
     use std::io::Read;
     let ping = || -> std::io::Result<bool> {
-        let mut stream = std::net::TcpStream::connect_timeout(&address, ANSWER)?;
-        stream.set_read_timeout(Some(ANSWER))?;
+        let mut stream = std::net::TcpStream::connect_timeout(&address, patient(ANSWER))?;
+        stream.set_read_timeout(Some(patient(ANSWER)))?;
         stream.write_all(b"PING\r\n")?;
         let mut answer = [0; 7];
         stream.read_exact(&mut answer)?;

@@ -1,12 +1,14 @@
 //! `e2e`: Lockstep's end-to-end tests. Each run of a scenario prints its seed and the command that
 //! repeats it; the last line is `N passed, M failed`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
 use cli::{eprintln, println};
+use e2e::conditions::Conditions;
 use e2e::scenarios::{self, Context, Scenario};
 use e2e::wait;
 
@@ -28,6 +30,11 @@ struct Args {
     /// Repetitions of each chosen scenario
     #[arg(long, value_name = "N")]
     repeat: Option<u32>,
+    /// Keep the booted guest's state in this folder, or go on from what is kept there
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    #[command(flatten)]
+    conditions: Conditions,
 }
 
 fn main() -> ExitCode {
@@ -61,7 +68,8 @@ fn main() -> ExitCode {
 /// Runs all; gives the number of those that failed.
 fn run(args: &Args, chosen: &[Scenario]) -> Result<u32> {
     wait::catch_signals()?;
-    let context = Context::default();
+    args.conditions.clone().set()?;
+    let context = Context::new(args.base.clone());
     let (mut passed, mut failures) = (0, Vec::new());
     for scenario in chosen {
         let count = match (args.seed, args.repeat, args.full) {

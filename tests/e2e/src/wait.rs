@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::conditions::patient;
 use anyhow::{Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -39,6 +40,7 @@ pub fn until<T>(
     bound: Duration,
     mut probe: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let bound = patient(bound);
     let begun = Instant::now();
     loop {
         if let Some(found) = probe()? {

@@ -114,6 +114,8 @@ enum Command {
     },
     /// Measures what protection costs, and what clients see of a failover
     Bench {
+        #[command(flatten)]
+        conditions: e2e::conditions::Conditions,
         #[command(subcommand)]
         command: bench::BenchCommand,
     },
@@ -190,8 +192,12 @@ fn verdict(good: bool) -> ExitCode {
 /// Carries a command out.
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Bench { command } => {
+        Command::Bench {
+            conditions,
+            command,
+        } => {
             interrupt::catch()?;
+            conditions.set()?;
             return bench::run(command).map(verdict);
         }
         Command::Doctor { json } => return doctor::run(json).map(verdict),

@@ -3,6 +3,7 @@
 
 mod channel;
 mod disk;
+mod engine;
 mod errors;
 mod guest;
 mod hash;
@@ -12,6 +13,7 @@ mod stopped;
 mod three_hosts;
 
 use std::cell::OnceCell;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -22,6 +24,7 @@ use tests::check::check;
 use tests::client::{self, Load};
 
 use crate::base::Base;
+use crate::conditions::patient;
 use crate::failover;
 use crate::home::Home;
 use crate::machine::Machine;
@@ -29,6 +32,9 @@ use crate::machine::Machine;
 /// Bounds of waits that are far from what they take, so that only hangs reach them.
 pub const SOON: Duration = Duration::from_secs(60);
 pub const LONG: Duration = Duration::from_secs(300);
+
+/// A client whose answer takes longer has lost its connection.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// A test.
 pub struct Scenario {
@@ -52,6 +58,7 @@ pub fn all() -> Vec<Scenario> {
         guest::scenarios(),
         three_hosts::scenarios(),
         errors::scenarios(),
+        engine::scenarios(),
     ]
     .into_iter()
     .flatten()
@@ -61,19 +68,20 @@ pub fn all() -> Vec<Scenario> {
 /// What the tests of a run share.
 pub struct Context {
     base: OnceCell<Base>,
+    keep: Option<PathBuf>,
     started: Instant,
 }
 
-impl Default for Context {
-    fn default() -> Self {
+impl Context {
+    /// With a folder, in which the booted guest's state is kept for the next run.
+    pub fn new(keep: Option<PathBuf>) -> Self {
         Self {
             base: OnceCell::new(),
+            keep,
             started: Instant::now(),
         }
     }
-}
 
-impl Context {
     /// One line of what goes on.
     pub fn tell(&self, text: &str) {
         println!("  [{:7.1} s] {text}", self.started.elapsed().as_secs_f64());
@@ -84,9 +92,23 @@ impl Context {
         if let Some(base) = self.base.get() {
             return Ok(base);
         }
-        self.tell("booting the guest once, and saving it");
-        let base = Base::make().context("the state to start from could not be made")?;
+        let kept = match &self.keep {
+            Some(dir) => Base::kept(dir)?,
+            None => None,
+        };
+        let base = match kept {
+            Some(base) => base,
+            None => self.make_base().context("the state to start from")?,
+        };
         Ok(self.base.get_or_init(|| base))
+    }
+
+    fn make_base(&self) -> Result<Base> {
+        self.tell("booting the guest once, and saving it");
+        match &self.keep {
+            Some(dir) => Base::make_in(dir),
+            None => Base::make(),
+        }
     }
 
     /// A pair that goes on from the saved state, protected, with Redis answering.
@@ -109,6 +131,7 @@ pub fn rng(seed: u64) -> ChaCha8Rng {
 pub fn load(machine: &Machine, seed: u64) -> Result<client::Options> {
     Ok(client::Options {
         clients: 3,
+        timeout: patient(ANSWER),
         ..client::Options::new(machine.forward(6379)?, seed)
     })
 }

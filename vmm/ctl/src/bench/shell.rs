@@ -4,6 +4,7 @@ use std::io::{BufReader, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use e2e::conditions::patient;
 use e2e::machine::Machine;
 use e2e::wait;
 use wire::control::ControlClient;
@@ -22,7 +23,7 @@ pub struct Shell {
 impl Shell {
     pub fn open(machine: &Machine) -> Result<Self> {
         let (replica, _) = machine.live().context("no replica is live")?;
-        let stream = ControlClient::connect(&replica.control, CONNECT)?.console()?;
+        let stream = ControlClient::connect(&replica.control, patient(CONNECT))?.console()?;
         stream.get_ref().set_read_timeout(Some(LOOK))?;
         Ok(Self {
             stream,
@@ -58,6 +59,7 @@ impl Shell {
 
     /// Reads up to `mark`; gives what came before it.
     fn wait_for(&mut self, mark: &str, bound: Duration, command: &str) -> Result<String> {
+        let bound = patient(bound);
         let end = Instant::now() + bound;
         let mut said = Vec::new();
         while !said.ends_with(mark.as_bytes()) {
