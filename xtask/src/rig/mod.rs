@@ -84,7 +84,7 @@ pub fn run(args: &RigArgs) -> Result<i32> {
     wait::catch_signals()?;
     packages::for_rig()?;
     if !args.no_build {
-        let build = format!("build --release{}", steps::PACKAGES);
+        let build = format!("build --release{}", steps::TARGETS);
         let build: Vec<&str> = build.split(' ').collect();
         step::run("building what runs in the rig", "cargo", &build)?;
     }

@@ -101,8 +101,9 @@ pub const STEPS: &[Step] = &[
     },
 ];
 
-/// The packages that have the programs.
-pub const PACKAGES: &str = " -p vmm -p ft-diskd -p ft-netd -p ft-ctl -p tests -p e2e";
+/// What cargo is told to build.
+pub const TARGETS: &str = " -p vmm -p ft-diskd -p ft-netd -p ft-ctl -p tests -p e2e -p kvm --bins \
+                           --example kvm-conformance";
 
 const PROGRAMS: &[&str] = &[
     "ft-vmm",
@@ -111,6 +112,7 @@ const PROGRAMS: &[&str] = &[
     "ft-ctl",
     "redis-load",
     "e2e",
+    "examples/kvm-conformance",
 ];
 
 /// Where the programs are; with `only_present` those that are there.
