@@ -79,7 +79,7 @@ fn look(host: &Host, id: &CpuId, on: usize) -> Vec<Check> {
         Check::new(
             "branch counter",
             Outcome::Warn,
-            "positions by a branch counter were not verified on real hardware, only against a fake \
+            "no engine uses it yet; landing was not verified on real hardware, only against a fake \
              counter; the self-test decides on each host",
         ),
         model(&known),
@@ -167,16 +167,16 @@ fn opens(host: &Host, hidden: &str, event: Result<Event, CounterError>) -> Check
     match event {
         Ok(_) => Check::new(name, Outcome::Ok, "pinned, the host excluded"),
         Err(error @ CounterError::Hidden(_)) => {
-            let why = if host.has_pmu() { "" } else { hidden };
-            Check::new(name, Outcome::Fail, format!("{error}{}{why}", sep(why)))
+            let why = if host.has_pmu() {
+                String::new()
+            } else {
+                format!("; {hidden}")
+            };
+            Check::new(name, Outcome::Fail, format!("{error}{why}"))
                 .fix("use a host whose PMU is not hidden, or an engine that needs no counter")
         }
         Err(error) => Check::new(name, Outcome::Fail, error.to_string()),
     }
-}
-
-fn sep(why: &str) -> &'static str {
-    if why.is_empty() { "" } else { ": " }
 }
 
 /// Counts loops of known length in the program's own code.

@@ -7,7 +7,7 @@ use std::io;
 pub enum CounterError {
     #[error(
         "this host has no counter of conditional branches: the kernel knows no such event \
-         (perf_event_open: {0}); in a virtual machine its hypervisor hides the PMU"
+         (perf_event_open: {0})"
     )]
     Hidden(#[source] io::Error),
     #[error(
