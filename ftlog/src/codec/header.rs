@@ -12,7 +12,7 @@ use crate::position::Position;
 
 /// The version of the format. It changes whenever the bytes or their meaning change; there is no
 /// reading of other versions.
-pub const LOG_VERSION: u16 = 2;
+pub const LOG_VERSION: u16 = 3;
 const MAGIC: [u8; 8] = *b"\x89FTLOG\r\n";
 const ENGINE_BYTES_MAX: usize = 64;
 const BUILD_BYTES_MAX: usize = 64;

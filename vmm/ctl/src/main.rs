@@ -323,13 +323,20 @@ fn show_status(name: Option<&str>, json: bool) -> Result<()> {
         );
         if let Some(details) = replica.details.as_ref().filter(|_| replica.is_live()) {
             println!(
-                "    output hold p50 {:.2} ms, p99 {:.2} ms; {} held; speed {:.0} %; {:.0} MIPS",
+                "    output hold p50 {:.2} ms, p99 {:.2} ms; {} held; speed {:.0} %; {}",
                 details.output_hold_ms.p50,
                 details.output_hold_ms.p99,
                 details.outputs_held,
                 details.speed * 100.0,
-                details.instructions_per_s / 1e6,
+                details.rate(details.instructions_per_s),
             );
+            let stretches = &details.stretches;
+            if stretches.closed > 0 {
+                println!(
+                    "    {} stretches without an exit closed, with {} pages",
+                    stretches.closed, stretches.pages
+                );
+            }
         }
     }
     for (guest, host) in &seen.forwards {

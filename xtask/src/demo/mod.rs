@@ -126,9 +126,9 @@ fn home_below(out: &Path) -> Result<Home> {
 
 fn booting_line(status: &Status) -> String {
     format!(
-        "booting: {:.1} G instructions, {:.0} M/s, lag {:.0} ms, log {:.1} Mbit/s",
-        status.position.count as f64 / 1e9,
-        status.instructions_per_s / 1e6,
+        "booting: {:.0} s of the guest's time, {}, lag {:.0} ms, log {:.1} Mbit/s",
+        status.guest_clock_ns as f64 / 1e9,
+        status.rate(status.instructions_per_s),
         status.lag_ms,
         status.log_mbit_per_s
     )

@@ -49,8 +49,8 @@ impl Base {
         let machine = start(&["--ft", "false"])?;
         machine.wait_redis(BOOT, |status| {
             teller.say(&format!(
-                "base: booting, {:.1} G instructions",
-                status.position.count as f64 / 1e9
+                "base: booting, {:.0} s of the guest's time",
+                status.guest_clock_ns as f64 / 1e9
             ));
         })?;
         teller.say("base: preparing files and programs in it");

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use cli::{print, println};
 use e2e::machine::Machine;
 use serde::Serialize;
-use wire::control::{Quantiles, Status};
+use wire::control::{Quantiles, Status, Stretches};
 
 use super::base::{self, Base};
 use super::workload::{self, Work, Workload};
@@ -62,6 +62,10 @@ pub struct Figures {
     pub log_mbit_per_s: f64,
     pub log_bytes: BTreeMap<String, u64>,
     pub log_entries: u64,
+    /// With an engine that counts exits: stretches that were closed by state, of all runs together.
+    pub stretches: Stretches,
+    /// With a backup, of all its runs together: the guest's exits by kind, if the engine gives them.
+    pub exits: BTreeMap<String, u64>,
     /// Milliseconds, of the last run.
     pub output_hold_ms: Quantiles,
     pub lag_ms: Quantiles,
@@ -82,6 +86,8 @@ struct Logged {
     seconds: f64,
     bytes: BTreeMap<String, u64>,
     entries: u64,
+    stretches: Stretches,
+    exits: BTreeMap<String, u64>,
     hold: Quantiles,
     lag: Quantiles,
     engine: String,
@@ -149,11 +155,13 @@ fn measure(
     }
     let ft_s: Vec<f64> = logged.iter().map(|run| run.seconds).collect();
     let (solo, ft) = (median(&solo_s), median(&ft_s));
-    let mut bytes = BTreeMap::new();
+    let bytes = sums(logged.iter().map(|run| &run.bytes));
+    let mut stretches = Stretches::default();
     for run in &logged {
-        for (kind, count) in &run.bytes {
-            *bytes.entry(kind.clone()).or_insert(0) += count;
-        }
+        stretches.closed += run.stretches.closed;
+        stretches.pages += run.stretches.pages;
+        stretches.interrupts += run.stretches.interrupts;
+        stretches.bytes += run.stretches.bytes;
     }
     let all: u64 = bytes.values().sum();
     let last = logged.last().context("there was no run")?;
@@ -166,6 +174,8 @@ fn measure(
         log_mbit_per_s: all as f64 * 8.0 / 1e6 / ft_s.iter().sum::<f64>(),
         log_entries: logged.iter().map(|run| run.entries).sum(),
         log_bytes: bytes,
+        stretches,
+        exits: sums(logged.iter().map(|run| &run.exits)),
         output_hold_ms: last.hold,
         lag_ms: last.lag,
         vmware: reference(workload),
@@ -173,6 +183,15 @@ fn measure(
         ft_s,
     };
     Ok((figures, last.engine.clone()))
+}
+
+/// The sum of each name's numbers.
+fn sums<'a>(maps: impl Iterator<Item = &'a BTreeMap<String, u64>>) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (name, number) in maps.flatten() {
+        *sums.entry(name.clone()).or_insert(0) += number;
+    }
+    sums
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -210,26 +229,34 @@ fn live(machine: &Machine) -> Result<Status> {
 }
 
 fn logged(before: Option<&Status>, after: Status, seconds: f64) -> Logged {
-    let earlier = |kind: &str| {
-        let bytes = before.and_then(|status| status.log_bytes.get(kind));
-        bytes.copied().unwrap_or(0)
-    };
-    let bytes = after
-        .log_bytes
-        .iter()
-        .map(|(kind, bytes)| (kind.clone(), bytes.saturating_sub(earlier(kind))))
-        .filter(|(_, bytes)| *bytes > 0)
-        .collect();
+    let bytes = growth(before.map(|status| &status.log_bytes), &after.log_bytes);
+    let exits = growth(before.map(|status| &status.exits), &after.exits);
+    let stretches_before = before.map(|status| status.stretches).unwrap_or_default();
     Logged {
         seconds,
         bytes,
         entries: after
             .log_entries
             .saturating_sub(before.map_or(0, |status| status.log_entries)),
+        stretches: after.stretches.since(&stretches_before),
+        exits,
         hold: after.output_hold_ms,
         lag: after.lag_quantiles_ms,
         engine: after.engine,
     }
+}
+
+/// By how much each number has grown; those that have not are left out.
+fn growth(
+    before: Option<&BTreeMap<String, u64>>,
+    after: &BTreeMap<String, u64>,
+) -> BTreeMap<String, u64> {
+    let earlier = |name: &String| before.and_then(|all| all.get(name)).copied().unwrap_or(0);
+    after
+        .iter()
+        .map(|(name, number)| (name.clone(), number.saturating_sub(earlier(name))))
+        .filter(|(_, grown)| *grown > 0)
+        .collect()
 }
 
 /// VMware FT's figures: Scales, Nelson, Venkitachalam 2010, tables 1 and 2 (1 Gbit/s channel for the
@@ -291,6 +318,41 @@ fn table(workloads: &[Figures]) -> String {
             "{:13} {}\n",
             row.workload.name(),
             kinds.join(", ")
+        ));
+    }
+    text.push_str(&exits_table(workloads));
+    text
+}
+
+/// Of engines that count exits: how often a stretch had to be closed, how large that was, and what
+/// the exits were. Empty with other engines.
+fn exits_table(workloads: &[Figures]) -> String {
+    if workloads
+        .iter()
+        .all(|row| row.exits.is_empty() && row.stretches.closed == 0)
+    {
+        return String::new();
+    }
+    let mut text = "\nstretches without an exit, closed by state; exits by kind\n".to_owned();
+    for row in workloads {
+        let seconds: f64 = row.ft_s.iter().sum();
+        let Stretches {
+            closed,
+            pages,
+            bytes,
+            ..
+        } = row.stretches;
+        let each = |of: u64| of as f64 / closed.max(1) as f64;
+        let exits: Vec<String> = (row.exits.iter())
+            .map(|(kind, number)| format!("{kind} {:.0}/s", *number as f64 / seconds))
+            .collect();
+        text.push_str(&format!(
+            "{:13} {closed} closed ({:.1}/s), each {:.0} pages and {:.0} KiB of log; {}\n",
+            row.workload.name(),
+            closed as f64 / seconds,
+            each(pages),
+            each(bytes) / 1024.0,
+            exits.join(", ")
         ));
     }
     text

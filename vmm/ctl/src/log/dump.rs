@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use ftlog::codec::{Hello, KindBytes, LogEncoder, Tail};
-use ftlog::{Entry, EntryKind, Event, digest};
+use ftlog::{CountUnit, Entry, EntryKind, Event, digest};
 use serde_json::{Map, Value, json};
 
 /// What is shown.
@@ -59,6 +59,7 @@ fn write(path: &Path, what: What, out: &mut impl Write) -> Result<()> {
         stats: encoder.stats(),
         file_bytes,
         instructions: count.saturating_sub(log.hello().header.start.count),
+        counted: log.hello().header.counts,
         guest_ns: clock_ns.saturating_sub(log.hello().header.start_clock_ns),
         cut_off: match log.tail() {
             Some(Tail::Truncated { bytes }) => bytes,
@@ -249,7 +250,9 @@ fn seconds(ns: u64) -> f64 {
 struct Summary<'a> {
     stats: &'a KindBytes,
     file_bytes: u64,
+    /// How far the position went, and what it counts; in JSON the name is an old one.
     instructions: u64,
+    counted: CountUnit,
     guest_ns: u64,
     /// Bytes of a last frame that was not written to its end.
     cut_off: usize,
@@ -292,8 +295,9 @@ impl Summary<'_> {
         )?;
         writeln!(
             out,
-            "{} instructions in {:.3} s of the guest's time: {:.3} Mbit/s",
+            "{} {} in {:.3} s of the guest's time: {:.3} Mbit/s",
             self.instructions,
+            self.counted,
             seconds(self.guest_ns),
             self.mbit_per_s()
         )?;
@@ -323,6 +327,7 @@ impl Summary<'_> {
             "kinds": kinds,
             "overhead_bytes": self.overhead(),
             "instructions": self.instructions,
+            "counts": self.counted.to_string(),
             "guest_ns": self.guest_ns,
             "log_mbit_per_s": self.mbit_per_s(),
             "cut_off_bytes": self.cut_off,

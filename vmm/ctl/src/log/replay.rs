@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use cli::{eprintln, println};
+use ftlog::CountUnit;
 use ftlog::codec::Tail;
 use serde_json::json;
 use vmm::config::Config;
@@ -53,16 +54,22 @@ pub fn replay(path: &Path, options: Options) -> Result<bool> {
     teller.step(&format!("replaying {}", path.display()));
     let begun = Instant::now();
     let first = log.hello().header.start.count;
+    let counted = log.hello().header.counts;
     let outcome = offline::replay(log, &replica, &mut |_| {
         teller.amount(read.get(), total, "bytes");
     })?;
     drop(teller);
     let took = begun.elapsed().as_secs_f64();
-    let mips = (outcome.position.count - first) as f64 / took / 1e6;
+    let per_s = (outcome.position.count - first) as f64 / took;
+    let mips = per_s / 1e6;
     if json {
         print_json(&outcome, &build, took, mips)?;
     } else {
-        print(&outcome, took, mips);
+        let rate = match counted {
+            CountUnit::Instructions => format!("{mips:.0} MIPS"),
+            other => format!("{:.1} k {other}/s", per_s / 1e3),
+        };
+        print(&outcome, took, &rate);
     }
     Ok(outcome.difference.is_none())
 }
@@ -114,13 +121,13 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-fn print(outcome: &Outcome, took: f64, mips: f64) {
+fn print(outcome: &Outcome, took: f64, rate: &str) {
     println!(
         "{} entries agree: {} outputs, {} state hashes ({} of them of all of memory)",
         outcome.entries, outcome.marks, outcome.hashes, outcome.memory_hashes
     );
     println!(
-        "ends at {}, clock {:.3} s{}; {took:.1} s, {mips:.0} MIPS",
+        "ends at {}, clock {:.3} s{}; {took:.1} s, {rate}",
         outcome.position,
         outcome.clock_ns as f64 / 1e9,
         if outcome.off.is_some() {

@@ -97,8 +97,8 @@ fn replica_lines(model: &Model, replica: &ReplicaStatus) -> Vec<Line<'static>> {
         row(
             "speed",
             format!(
-                "{:.1} MIPS, {} equal hashes",
-                model.mips(replica.replica),
+                "{}, {} equal hashes",
+                details.rate(model.counts_per_s(replica.replica)),
                 details.hashes_compared
             ),
         ),

@@ -72,9 +72,9 @@ impl Model {
         self.overview = Some(overview);
     }
 
-    /// Millions of instructions a second.
-    pub fn mips(&self, id: ReplicaId) -> f64 {
-        self.rate(|past| past.counts.get(&id).copied()) / 1e6
+    /// What the engine counts, a second.
+    pub fn counts_per_s(&self, id: ReplicaId) -> f64 {
+        self.rate(|past| past.counts.get(&id).copied())
     }
 
     /// Kinds of entries with bytes in all and bytes a second now, the busiest first.

@@ -152,6 +152,19 @@ pub struct Failover {
     pub first_output_unix_us: Option<u64>,
 }
 
+impl Stretches {
+    /// What was added since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Stretches) -> Stretches {
+        Stretches {
+            closed: self.closed.saturating_sub(earlier.closed),
+            pages: self.pages.saturating_sub(earlier.pages),
+            interrupts: self.interrupts.saturating_sub(earlier.interrupts),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+        }
+    }
+}
+
 /// The state of one replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -191,4 +204,14 @@ pub struct Status {
     pub address: Option<String>,
     pub hashes_compared: u64,
     pub last_failover: Option<Failover>,
+}
+
+impl Status {
+    /// How fast the guest runs, in words for people: `per_s` of what its engine counts.
+    pub fn rate(&self, per_s: f64) -> String {
+        match self.counts.as_str() {
+            "instructions" => format!("{:.1} MIPS", per_s / 1e6),
+            counted => format!("{:.1} k {counted}/s", per_s / 1e3),
+        }
+    }
 }

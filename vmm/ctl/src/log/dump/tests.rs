@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use ftlog::codec::{Message, encode};
-use ftlog::{CountUnit, Header, Position, Region, ReplicaId, VmId};
+use ftlog::{CountUnit, Header, PageBlock, Position, Region, ReplicaId, VmId};
 
 use super::*;
 
@@ -36,6 +36,15 @@ fn sample() -> (tempfile::NamedTempFile, usize) {
             digest: 0xabc,
         },
         Entry::Progress { at: at(2000) },
+        Entry::Pages {
+            at: at(2000),
+            pages: PageBlock::pack(&[3, 4, 0x50], &[1; 3 * 4096]),
+        },
+        Entry::Stretch {
+            at: at(2001),
+            interrupts: 2,
+            cpu: Bytes::from_static(b"state"),
+        },
     ];
     let mut encoder = LogEncoder::new(&header);
     for entry in &entries {
@@ -71,21 +80,24 @@ fn json_is_an_object_a_line_and_accounts_for_every_byte() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(lines.len(), 5);
+    assert_eq!(lines.len(), 7);
     assert_eq!(lines[0]["header"]["view"], 3);
     assert_eq!(lines[1]["kind"], "net_receive");
     assert_eq!(lines[1]["data"], "6672616d65");
     assert_eq!(lines[2]["output"], 0);
-    let summary = &lines[4]["summary"];
+    assert_eq!(lines[4]["frames"], "3-4,50");
+    assert_eq!(lines[5]["interrupts"], 2);
+    let summary = &lines[6]["summary"];
     assert_eq!(summary["bytes"], length);
     assert_eq!(summary["cut_off_bytes"], 3);
-    assert_eq!(summary["instructions"], 1000);
+    assert_eq!(summary["instructions"], 1001);
+    assert_eq!(summary["counts"], "instructions");
     assert_eq!(summary["guest_ns"], 500_000_000);
     let kinds = summary["kinds"].as_object().unwrap();
     let entries: u64 = kinds.values().map(|k| k["bytes"].as_u64().unwrap()).sum();
     let overhead = summary["overhead_bytes"].as_u64().unwrap();
     assert_eq!(entries + overhead, length as u64);
-    let each: u64 = lines[1..4]
+    let each: u64 = lines[1..6]
         .iter()
         .map(|line| line["bytes"].as_u64().unwrap())
         .sum();
@@ -104,6 +116,8 @@ fn text_has_the_same() {
         "net_receive",
         "length 5",
         "mark",
+        "pages 3",
+        "stretch",
         "of Net",
         "3 bytes left out",
     ] {

@@ -1,14 +1,20 @@
 //! A guest that computes without exits, on an engine whose positions are exits: it must get its
-//! timer, and its backup must follow.
+//! timer, its backup must follow, and whichever replica dies when, the other must go on with a guest
+//! whose memory and registers are of one moment.
 
 #![allow(clippy::unwrap_used)] // a test's helpers may fail the test
 
+#[path = "../../../vmm/tests/common/mod.rs"]
 mod common;
-#[path = "common/pair.rs"]
+#[path = "../../../vmm/tests/common/pair.rs"]
 mod pair;
+mod process;
+
+use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use pair::Pair;
+use process::Processes;
 use vmm::machine::Off;
 use vmm::replica::Ended;
 
@@ -17,6 +23,8 @@ const WHOLE: u32 = 5;
 const TORN: u32 = 63;
 /// Timer interrupts until the guest ends; at each it says a dot.
 const TICKS: u32 = 300;
+/// How long its handler computes.
+const SPINS: u32 = 60_000;
 /// The pages that it writes, one after the other, again and again, as segments.
 const FIRST_SEGMENT: u32 = 0x1000;
 const LAST_SEGMENT: u32 = 0x8f00;
@@ -26,7 +34,7 @@ const PAGE: u32 = 0x100;
 /// anywhere, looks whether the first and the last page have the number or the one before it.
 fn assemble(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let (mut begin, mut round, mut page) = (a.create_label(), a.create_label(), a.create_label());
-    let (mut torn, mut on) = (a.create_label(), a.create_label());
+    let (mut torn, mut on, mut spin) = (a.create_label(), a.create_label(), a.create_label());
     a.jmp(begin)?; // two bytes
     a.push(es)?;
     for segment in [FIRST_SEGMENT, LAST_SEGMENT] {
@@ -40,6 +48,10 @@ fn assemble(a: &mut CodeAssembler) -> Result<(), IcedError> {
     }
     a.pop(es)?;
     a.push(eax)?;
+    // For so long that the interrupt is often part of a stretch.
+    a.mov(cx, SPINS)?;
+    a.set_label(&mut spin)?;
+    a.loop_(spin)?;
     a.mov(dx, 0x3f8u32)?;
     a.mov(al, u32::from(b'.'))?;
     a.out(dx, al)?;
@@ -99,6 +111,7 @@ fn a_guest_without_exits_gets_its_timer_and_its_backup_follows() {
     let last = last.unwrap();
     let stretches = last.stretches;
     assert!(stretches.closed > 20, "{stretches:?}");
+    assert!(stretches.interrupts > 5, "{stretches:?}");
     assert!(stretches.pages >= stretches.closed, "{stretches:?}");
     assert!(last.hashes_compared > 5, "{} hashes", last.hashes_compared);
 }
@@ -108,4 +121,39 @@ fn dots(dir: &tempfile::TempDir, replica: u64) -> usize {
     let said = std::fs::read(dir.path().join(format!("{replica}.serial"))).unwrap();
     assert!(said.iter().all(|byte| *byte == b'.'), "{said:?}");
     said.len()
+}
+
+/// Kills one replica after a while that is different each time; the other goes on to the end.
+fn goes_on_without(primary: bool, after: Duration) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = common::boot_sector(assemble);
+    let pair = Processes::start(&dir, &guest);
+    let (mut victim, mut other) = if primary {
+        (pair.primary, pair.backup)
+    } else {
+        (pair.backup, pair.primary)
+    };
+    let (mut closed, mut begun) = (0, None::<Instant>);
+    while begun.is_none_or(|begun| begun.elapsed() < after) {
+        closed = pair::status(&victim.at).map_or(closed, |status| status.stretches.closed);
+        if closed > 0 {
+            begun.get_or_insert_with(Instant::now);
+        }
+    }
+    victim.kill();
+    assert_eq!(other.end(), 64 + WHOLE as i32, "the guest's end");
+    // What a process has released, and said so, may die in its queue to the outside.
+    let said = dots(&dir, 1) + dots(&dir, 2);
+    assert!(said + 3 >= TICKS as usize, "only {said} dots have left");
+    drop(pair.diskd);
+    closed
+}
+
+#[test]
+fn whichever_dies_when_the_guest_goes_on_whole() {
+    for n in 0..8u64 {
+        let after = Duration::from_micros(1000 + n * 27_013);
+        let closed = goes_on_without(n % 4 != 3, after);
+        println!("killed after {after:?}, with {closed} stretches closed");
+    }
 }
