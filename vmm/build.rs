@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Folders of Rust sources, relative to the workspace.
-const FOLDERS: [&str; 5] = [
+const FOLDERS: [&str; 6] = [
     "devices/src",
     "ftlog/src",
     "vmm/engine/src",
+    "vmm/kvm/src",
     "vmm/soft/src",
     "vmm/src",
 ];

@@ -4,8 +4,12 @@
 //! |---|---|
 //! | [`memory`], [`boot`] | the guest's RAM, and how a kernel gets into it |
 //! | [`machine`] | vCPU, board and memory as one deterministic state machine |
+//! | [`engines`] | which CPU engine it gets |
 //! | [`config`] | the machine's configuration: TOML file and flags |
 //! | [`link`] | connections to the disk server, the switch and people at consoles |
+//! | [`save`] | the whole state in a file |
+//! | [`replica`] | one replica: recording, replaying, the protocol carried out |
+//! | [`program`], [`errors`] | `ft-vmm` itself; how errors are said |
 
 /// Which Lockstep this is: the version, `+`, and a hash of the sources on which a replay depends.
 /// Replicas of different builds refuse each other.
