@@ -65,7 +65,7 @@ pub fn checks() -> Vec<Check> {
     match std::thread::spawn(look).join() {
         Ok(checks) => checks,
         Err(_) => vec![Check::new(
-            "branch counter",
+            "counter",
             Outcome::Fail,
             "looking at it failed; this is a mistake in the program",
         )],
@@ -77,7 +77,7 @@ fn look(host: &Host, id: &CpuId, on: usize) -> Vec<Check> {
     let known = Cpu::of(id).map(|cpu| cpu.for_core(pmu.efficient));
     let mut all = vec![
         Check::new(
-            "branch counter",
+            "counter",
             Outcome::Warn,
             "no engine uses it yet; landing was not verified on real hardware, only against a fake \
              counter; the self-test decides on each host",
@@ -109,7 +109,7 @@ fn look(host: &Host, id: &CpuId, on: usize) -> Vec<Check> {
 }
 
 fn model(known: &Result<Cpu, crate::cpu::UnknownCpu>) -> Check {
-    let name = "branch counter: CPU known";
+    let name = "counter: CPU";
     match known {
         Ok(cpu) => {
             let late = if cpu.event.unbounded {
@@ -131,19 +131,23 @@ fn model(known: &Result<Cpu, crate::cpu::UnknownCpu>) -> Check {
 }
 
 fn paranoid(host: &Host) -> Check {
-    let name = "branch counter: perf_event_paranoid";
+    let name = "counter: perf events";
     let fix = "sysctl kernel.perf_event_paranoid=1, or give the program CAP_PERFMON";
     match host.paranoid() {
-        Some(level @ ..=1) => Check::new(name, Outcome::Ok, format!("{level}")),
+        Some(level @ ..=1) => Check::new(
+            name,
+            Outcome::Ok,
+            format!("perf_event_paranoid is {level}"),
+        ),
         Some(level) if nix::unistd::geteuid().is_root() => Check::new(
             name,
             Outcome::Ok,
-            format!("{level}; does not matter with the rights of this user"),
+            format!("perf_event_paranoid is {level}; does not matter with the rights of this user"),
         ),
         Some(level) => Check::new(
             name,
             Outcome::Warn,
-            format!("{level}: counting a guest's kernel mode needs 1 or lower, or CAP_PERFMON"),
+            format!("perf_event_paranoid is {level}: counting a guest's kernel mode needs 1 or lower, or CAP_PERFMON"),
         )
         .fix(fix),
         None => Check::new(
@@ -163,7 +167,7 @@ fn pmu_text(id: &CpuId) -> String {
 }
 
 fn opens(host: &Host, hidden: &str, event: Result<Event, CounterError>) -> Check {
-    let name = "branch counter: opens for a guest";
+    let name = "counter: for a guest";
     match event {
         Ok(_) => Check::new(name, Outcome::Ok, "pinned, the host excluded"),
         Err(error @ CounterError::Hidden(_)) => {
@@ -181,7 +185,7 @@ fn opens(host: &Host, hidden: &str, event: Result<Event, CounterError>) -> Check
 
 /// Counts loops of known length in the program's own code.
 fn exact(event: Result<Event, CounterError>) -> Check {
-    let name = "branch counter: exact over known loops";
+    let name = "counter: exact";
     let fix = "nothing else may use the PMU (kernel.nmi_watchdog=0); in a VM the hypervisor's PMU is \
                at fault";
     let counts = event.and_then(|event| LOOPS.iter().map(|n| count_loop(&event, *n)).collect());
@@ -240,7 +244,7 @@ fn locked(event: &Event) -> Result<u64, CounterError> {
 }
 
 fn spec_lock_map(host: &Host, mapped: Result<u64, CounterError>) -> Check {
-    let name = "branch counter: SpecLockMap off";
+    let name = "counter: SpecLockMap";
     let fix = "set bit 54 of MSR C001_1020 on every core: modprobe msr, then for each core wrmsr -p \
                CORE 0xc0011020 with the bit added";
     let on: Vec<usize> = host
@@ -272,13 +276,13 @@ fn spec_lock_map(host: &Host, mapped: Result<u64, CounterError>) -> Check {
 }
 
 fn freeze_on_smi(host: &Host) -> Check {
-    let name = "branch counter: freeze_on_smi";
+    let name = "counter: SMI";
     match host.freeze_on_smi() {
-        Some(true) => Check::new(name, Outcome::Ok, "set"),
+        Some(true) => Check::new(name, Outcome::Ok, "freeze_on_smi is set"),
         Some(false) => Check::new(
             name,
             Outcome::Warn,
-            "not set: branches of the firmware's system management mode may be counted",
+            "freeze_on_smi is not set: branches of the firmware's system management mode may be counted",
         )
         .fix("echo 1 > /sys/devices/cpu/freeze_on_smi (cpu_core on a hybrid CPU)"),
         None => Check::new(

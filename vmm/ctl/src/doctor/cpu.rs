@@ -14,7 +14,6 @@ pub fn checks() -> Vec<Check> {
         cores(),
         kvm(&flags),
         virtualization(&flags),
-        counters(),
     ]
 }
 
@@ -99,26 +98,6 @@ fn virtualization(flags: &str) -> Check {
 }
 
 /// Only whether the kernel has registered a PMU, and who may use it; the `soft` engine needs none.
-fn counters() -> Check {
-    let pmu = ["cpu", "cpu_core"].iter().any(|name| {
-        std::path::Path::new("/sys/bus/event_source/devices")
-            .join(name)
-            .exists()
-    });
-    let detail = match (
-        pmu,
-        fs::read_to_string("/proc/sys/kernel/perf_event_paranoid"),
-    ) {
-        (_, Err(_)) => "the kernel has no performance events".to_owned(),
-        (false, Ok(_)) => "the kernel has registered no hardware counter".to_owned(),
-        (true, Ok(level)) => format!(
-            "the kernel has registered a hardware counter (perf_event_paranoid {})",
-            level.trim()
-        ),
-    };
-    Check::new("counters", Verdict::Note, format!("{detail}; not used"))
-}
-
 fn has(flags: &str, flag: &str) -> bool {
     flags.split_whitespace().any(|word| word == flag)
 }

@@ -1,5 +1,6 @@
 //! `doctor`: what this host offers, what is missing, and what to do about it.
 
+mod counter;
 mod cpu;
 mod files;
 
@@ -64,6 +65,7 @@ pub struct Report {
 /// Looks at everything. Takes well under a second and leaves nothing behind.
 pub fn examine() -> Report {
     let mut checks = cpu::checks();
+    checks.extend(counter::checks());
     checks.extend(files::checks());
     Report {
         engine: "soft",
