@@ -9,6 +9,7 @@
 mod calls;
 mod code;
 mod events;
+mod exits;
 mod faults;
 mod floating;
 mod legacy;
@@ -52,6 +53,7 @@ pub fn cases() -> Vec<Case> {
         modes::CASES,
         system::CASES,
         positions::CASES,
+        exits::CASES,
     ] {
         for &(name, run) in list {
             all.push(Case { name, run });
