@@ -266,6 +266,12 @@ impl KvmEngine {
                 self.shut_down = Some(Box::new(state));
                 Ok(None)
             }
+            Raw::Window if !self.can_interrupt() || self.vcpu.nesting()?.entering => {
+                // Right behind VMRUN KVM takes the window for open whatever the guest's flags say,
+                // and then it says so instead of telling of a signal.
+                self.standing = Standing::Underway;
+                self.interrupted()
+            }
             Raw::Window | Raw::Nothing | Raw::Interrupted => Ok(None),
         }
     }

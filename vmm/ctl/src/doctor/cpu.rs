@@ -3,7 +3,7 @@
 use std::fs;
 use std::fs::OpenOptions;
 
-use super::{Check, NO_KVM, Verdict};
+use super::{Check, NOT_RUN, Verdict};
 
 pub fn checks() -> Vec<Check> {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -81,7 +81,7 @@ fn kvm(flags: &str) -> Check {
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => "no /dev/kvm".to_owned(),
         Err(why) => format!("/dev/kvm cannot be opened ({why})"),
     };
-    Check::new("kvm", Verdict::Note, format!("{there}; {NO_KVM}"))
+    Check::new("kvm", Verdict::Note, format!("{there}; {NOT_RUN}"))
 }
 
 fn virtualization(flags: &str) -> Check {

@@ -31,7 +31,7 @@ const PORT: u16 = 0x10;
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// Iterations of the loop that is timed, and exits.
-const LOOPS: u32 = 10_000_000;
+const LOOPS: u32 = 2_000_000;
 const EXITS: u32 = 500;
 
 type Try = Result<String, String>;
