@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -127,8 +127,9 @@ struct Disk {
 
 impl Disk {
     fn open(path: &String) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("open {path}"))?;
-        let sectors = file.metadata()?.len() / 512;
+        let mut file = File::open(path).with_context(|| format!("open {path}"))?;
+        // A block device has no length of its own.
+        let sectors = file.seek(SeekFrom::End(0))? / 512;
         Ok(Self {
             file,
             sectors,
