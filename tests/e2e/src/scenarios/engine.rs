@@ -1,12 +1,13 @@
 //! What depends on the engine that runs the guest most: clocks, computing without exits, and who may
 //! pair with whom.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use tests::client::Load;
-use wire::control::Protection;
+use wire::control::{Protection, Status};
 
 use super::{Context, LONG, Scenario, finish, load, wait_answers};
 use crate::home::Home;
@@ -103,14 +104,23 @@ fn compare_memory(machine: &Machine) -> Result<()> {
 
 fn load_compared(context: &Context, seed: u64) -> Result<()> {
     let machine = context.pair(&[])?;
+    let before = live(&machine)?;
     let load = Load::start(load(&machine, seed)?)?;
     wait_answers(&load, 500, LONG)?;
     let writes = finish(load)?;
+    let after = live(&machine)?;
     compare_memory(&machine)?;
     let (_, backup) = machine.backup().context("the backup is gone")?;
     context.tell(&format!(
         "{writes} writes; {} comparisons, the last with all of memory: no difference",
         backup.hashes_compared
+    ));
+    context.tell(&format!(
+        "in {:.1} s: exits: {}; bytes of the log: {}; stretches closed: {}",
+        (after.uptime_ms - before.uptime_ms) as f64 / 1e3,
+        grown(&before.exits, &after.exits),
+        grown(&before.log_bytes, &after.log_bytes),
+        after.stretches.closed - before.stretches.closed
     ));
     machine.down()
 }
@@ -200,33 +210,45 @@ const BUSY: &str = "timeout 4 sh -c 'while :; do :; done'; echo ended with $?.";
 
 fn busy_guest(context: &Context, _seed: u64) -> Result<()> {
     let machine = context.pair(&[])?;
-    let before = bytes_by_kind(&machine)?;
+    let before = live(&machine)?;
     let said = machine.shell(BUSY, LONG)?;
     ensure!(said.contains("ended with 124."), "the loop: {said}");
     compare_memory(&machine)?;
-    let after = bytes_by_kind(&machine)?;
-    let grown: Vec<String> = after
-        .iter()
-        .map(|(kind, bytes)| (kind, bytes - before.get(kind).copied().unwrap_or(0)))
-        .filter(|(_, bytes)| *bytes > 0)
-        .map(|(kind, bytes)| format!("{kind} {bytes}"))
-        .collect();
-    let (_, live) = machine.live().context("no replica is live")?;
-    if live.engine == "kvm" {
-        // It can stop the guest at exits only, of which the loop has none.
-        let grew = after.get("stretch") > before.get("stretch");
-        ensure!(grew, "no stretch was closed by its state: {after:?}");
-    }
+    let after = live(&machine)?;
+    let (closed, pages) = (
+        after.stretches.closed - before.stretches.closed,
+        after.stretches.pages - before.stretches.pages,
+    );
+    // The loop has no exit, and such an engine can stop the guest only there.
+    ensure!(
+        closed > 0 || after.counts != "exits",
+        "no stretch was closed by its state: {:?}",
+        after.stretches
+    );
     context.tell(&format!(
-        "the timer ended the loop, memory is the same; bytes of the log: {}",
-        grown.join(", ")
+        "the timer ended the loop, memory is the same; {closed} stretches closed with {pages} pages; \
+         bytes of the log: {}",
+        grown(&before.log_bytes, &after.log_bytes)
     ));
     machine.down()
 }
 
-fn bytes_by_kind(machine: &Machine) -> Result<wire::control::LogBytes> {
-    let (_, live) = machine.live().context("no replica is live")?;
-    Ok(live.log_bytes)
+fn live(machine: &Machine) -> Result<Status> {
+    let (_, status) = machine.live().context("no replica is live")?;
+    Ok(status)
+}
+
+/// What was added by kind, in words.
+fn grown(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> String {
+    let added = |(kind, now): (&String, &u64)| {
+        let more = now.saturating_sub(before.get(kind).copied().unwrap_or(0));
+        (more > 0).then(|| format!("{kind} {more}"))
+    };
+    after
+        .iter()
+        .filter_map(added)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn busy_kill(context: &Context, _seed: u64) -> Result<()> {
