@@ -7,7 +7,7 @@ fail() {
 }
 
 # The machines of the rig: on KVM, with bounds for a host on which a guest's exit takes 100 us and
-# both replicas share two emulated cores.
+# both replicas share one emulated core.
 cat >/rig/work/kvm.toml <<'END'
 [vm]
 engine = "kvm"
