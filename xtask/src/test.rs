@@ -43,8 +43,6 @@ pub fn run(args: &TestArgs) -> Result<()> {
     guest()?;
     // Not `current_exe`: building the workspace has replaced the file of this process.
     let own = e2e::programs::path("xtask")?;
-    let rig = ["rig", "--smoke"];
-    step::run("KVM in the nested rig", &own.to_string_lossy(), &rig)?;
     let demo = ["demo", "--seconds", "8"];
     step::run("the demo", &own.to_string_lossy(), &demo)?;
     println!(

@@ -12,7 +12,7 @@ pub struct Step {
     pub about: &'static str,
     /// The most that it may take in the rig, in seconds. Bounds hangs; far above what it takes.
     pub seconds: u64,
-    /// Part of the short run that belongs to `cargo xtask test`.
+    /// Part of the short run, `--smoke`.
     pub smoke: bool,
     /// Run by bash in the rig after [`LIBRARY`].
     pub script: &'static str,
