@@ -58,6 +58,8 @@ impl Pair {
         let dir = tempfile::tempdir().unwrap();
         let (diskd, endpoints) = serve(dir.path());
         let mut config = config(dir.path(), VM, guest);
+        // Nobody dies here, and a busy host is not a dead one.
+        config.detect.suspect_ms = 20_000.try_into().unwrap();
         change(&mut config);
         let (backup, backup_at) = start(
             dir.path(),
