@@ -14,6 +14,7 @@ mod faults;
 mod floating;
 mod legacy;
 mod modes;
+mod needs;
 mod outside;
 mod paging;
 mod positions;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use engine::Engine;
 use vm_memory::GuestMemoryMmap;
 
+pub use needs::{Needs, needs};
 pub use rig::Rig;
 
 /// Makes an engine on the given memory.

@@ -19,7 +19,8 @@ pub struct EngineInfo {
     /// A hash of what CPUID shows to the guest.
     pub cpuid_hash: u64,
     /// A fingerprint of the results of those host instructions that differ between CPU models and
-    /// that the engine executes for the guest (RCPPS, RSQRTPS, x87 transcendentals).
+    /// that the engine executes for the guest (RCPPS, RSQRTPS, x87 transcendentals); with `kvm` of
+    /// the model itself.
     pub host_math: u64,
 }
 

@@ -40,7 +40,8 @@ impl KvmEngine {
         };
         *counter += 1;
         match code {
-            exit::RDTSC | exit::RDTSCP => self.rdtsc(code == exit::RDTSCP),
+            // QEMU gives RDTSCP out as RDTSC; the instruction itself says which it is.
+            exit::RDTSC | exit::RDTSCP => self.rdtsc(code == exit::RDTSCP || self.is_rdtscp()),
             exit::CPUID => self.cpuid(),
             exit::RDPMC => self.fault(Event::Exception(vector::GP, Some(0))),
             exit::INVLPGA
@@ -98,9 +99,8 @@ impl KvmEngine {
     /// The instruction, of `opcode` bytes without its prefixes, has completed.
     fn complete(&mut self, opcode: u64) {
         let rip = self.vmcb.u64(at::RIP);
-        let cs = self.vmcb.segment(at::CS);
-        let long = self.vmcb.u64(at::EFER) & efer::LMA != 0 && cs.access & access::L != 0;
-        let prefixes = self.prefixes(rip, long);
+        let long = self.is_long();
+        let prefixes = count_prefixes(&self.code(), long);
         let next = rip.wrapping_add(prefixes + opcode);
         let next = if long { next } else { next & 0xffff_ffff };
         self.vmcb.set_u64(at::RIP, next);
@@ -120,21 +120,33 @@ impl KvmEngine {
         self.event = Some(event);
     }
 
-    /// How many bytes of prefixes the instruction at `rip` has.
-    fn prefixes(&self, rip: u64, long: bool) -> u64 {
+    fn is_rdtscp(&self) -> bool {
+        let code = self.code();
+        let opcode = count_prefixes(&code, self.is_long()) as usize;
+        code[opcode..].starts_with(&[0x0f, 0x01, 0xf9])
+    }
+
+    /// Whether the guest is in 64-bit mode.
+    fn is_long(&self) -> bool {
+        let cs = self.vmcb.segment(at::CS);
+        self.vmcb.u64(at::EFER) & efer::LMA != 0 && cs.access & access::L != 0
+    }
+
+    /// The bytes at CS:RIP.
+    fn code(&self) -> Vec<u8> {
+        let rip = self.vmcb.u64(at::RIP);
         let paging = Paging {
             cr0: self.vmcb.u64(at::CR0),
             cr3: self.vmcb.u64(at::CR3),
             cr4: self.vmcb.u64(at::CR4),
             efer: self.vmcb.u64(at::EFER),
         };
-        let linear = if long {
+        let linear = if self.is_long() {
             rip
         } else {
             self.vmcb.segment(at::CS).base.wrapping_add(rip) & 0xffff_ffff
         };
-        let code = walk::code(&self.ram, &paging, linear);
-        count_prefixes(&code, long)
+        walk::code(&self.ram, &paging, linear)
     }
 
     /// What RDMSR gives; None: #GP(0).
@@ -202,3 +214,6 @@ fn count_prefixes(code: &[u8], long: bool) -> u64 {
         0
     }
 }
+
+#[cfg(test)]
+mod tests;

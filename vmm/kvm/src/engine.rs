@@ -391,8 +391,7 @@ impl Engine for KvmEngine {
             counts: CountUnit::Exits,
             ns_per_count: NS_PER_EXIT,
             cpuid_hash: cpuid::hash(BRAND),
-            // The guest's floating point runs on the host's own processor.
-            host_math: crate::fpu::host(),
+            host_math: crate::host::model(),
         }
     }
 

@@ -41,9 +41,3 @@ pub fn from_image(image: &[u8], area: &mut kvm_xsave) {
     area.region[XSTATE_BV] = 3;
     area.region[XSTATE_BV + 1..XSTATE_BV + 16].fill(0);
 }
-
-/// A fingerprint of the host's own results where processors differ: reciprocal estimates and x87
-/// functions. Replicas must agree in it, since the guest computes on the host.
-pub fn host() -> u64 {
-    0
-}

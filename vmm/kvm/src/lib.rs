@@ -16,6 +16,7 @@ mod emulate;
 mod engine;
 mod errors;
 mod fpu;
+mod host;
 mod kick;
 pub mod probe;
 mod ram;

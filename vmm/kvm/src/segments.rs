@@ -85,3 +85,6 @@ pub fn to_kvm(s: &Segment) -> kvm_segment {
         padding: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

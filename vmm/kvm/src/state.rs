@@ -185,6 +185,8 @@ impl KvmEngine {
         sregs.gs = to_kvm(&s.segments[5]);
         sregs.ldt = to_kvm(&s.ldtr);
         sregs.tr = to_kvm(&s.tr);
+        // AMD's processors, and QEMU's, keep the task register's type without the busy bit.
+        sregs.tr.type_ &= !2;
         sregs.cr8 = s.cr8;
         sregs.interrupt_bitmap = [0; 4];
         self.vcpu

@@ -202,3 +202,6 @@ impl Vmcb {
         (info & 1 << 31 != 0).then_some(info)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,3 +110,6 @@ pub fn code(memory: &impl Memory, paging: &Paging, linear: u64) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! What a case asks of an engine, beyond what the architecture asks of every processor.
+
+/// What a case needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing: every engine has to pass.
+    Nothing,
+    /// Positions that count instructions: the case stops at one, or looks at the count.
+    Instructions,
+    /// What Lockstep's own processor does where the SDM leaves a choice: a TLB that is coherent with
+    /// the tables, 40 bits of physical addresses, accesses outside RAM in naturally aligned pieces.
+    Model,
+    /// What QEMU's TCG, emulating the processor that KVM runs on, does not do: RF, #AC, breakpoints
+    /// of a nested guest, unmasked SSE exceptions …
+    Silicon,
+}
+
+const INSTRUCTIONS: &[&str] = &[
+    "faults: software interrupts",
+    "faults: single step",
+    "events: an interrupt's frame",
+    "events: HLT and wake",
+    "events: window",
+    "events: STI shadow",
+    "events: MOV SS shadow",
+    "events: interrupts between REP iterations",
+    "events: from user mode",
+    "events: in real mode",
+    "outside: ports",
+    "outside: strings over ports",
+    "outside: state while a read is pending",
+    "system: the clock is a function of the position",
+    "positions: stop everywhere",
+    "positions: stop everywhere in real mode",
+    "positions: save and restore everywhere",
+    "positions: not into the past",
+];
+
+const MODEL: &[&str] = &[
+    "paging: reserved bits",
+    "paging: accessed and dirty bits",
+    "paging: edits are seen at once",
+    "paging: edits of upper levels",
+    "paging: changes by devices",
+    "faults: triple fault",
+    "outside: wide and unaligned accesses",
+    "outside: faults come before reads",
+    "code: the page is mapped to other code",
+    "code: instructions across two pages",
+    "system: state round trip",
+];
+
+const SILICON: &[&str] = &[
+    "paging: canonical addresses",
+    "faults: frames",
+    "faults: state is as before the instruction",
+    "faults: interrupt stack table",
+    "faults: gates",
+    "faults: double faults",
+    "faults: undefined and too long instructions",
+    "faults: instruction breakpoints",
+    "faults: data breakpoints",
+    "faults: alignment check",
+    "floating: enabling",
+    "floating: pending x87 exceptions",
+    "floating: SSE exceptions",
+    "code: the next instruction is overwritten",
+    "code: overwritten through another mapping",
+];
+
+/// What the case of this name needs.
+pub fn needs(name: &str) -> Needs {
+    let lists = [
+        (INSTRUCTIONS, Needs::Instructions),
+        (MODEL, Needs::Model),
+        (SILICON, Needs::Silicon),
+    ];
+    lists
+        .iter()
+        .find(|(list, _)| list.contains(&name))
+        .map_or(Needs::Nothing, |(_, needs)| *needs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_a_case() {
+        let cases = crate::cases();
+        for name in [INSTRUCTIONS, MODEL, SILICON].concat() {
+            assert!(cases.iter().any(|case| case.name == name), "{name}");
+        }
+    }
+}
