@@ -8,7 +8,8 @@ pub enum Needs {
     /// Positions that count instructions: the case stops at one, or looks at the count.
     Instructions,
     /// What Lockstep's own processor does where the SDM leaves a choice: a TLB that is coherent with
-    /// the tables, 40 bits of physical addresses, accesses outside RAM in naturally aligned pieces.
+    /// the tables, 40 bits of physical addresses, accesses outside RAM in naturally aligned pieces;
+    /// and where AMD and Intel differ (SYSENTER in 64-bit code, SYSCALL in 32-bit code).
     Model,
     /// What QEMU's TCG, emulating the processor that KVM runs on, does not do: RF, #AC, breakpoints
     /// of a nested guest, unmasked SSE exceptions …
@@ -29,6 +30,7 @@ const INSTRUCTIONS: &[&str] = &[
     "outside: ports",
     "outside: strings over ports",
     "outside: state while a read is pending",
+    "modes: real, protected, long",
     "system: the clock is a function of the position",
     "positions: stop everywhere",
     "positions: stop everywhere in real mode",
@@ -47,6 +49,9 @@ const MODEL: &[&str] = &[
     "outside: faults come before reads",
     "code: the page is mapped to other code",
     "code: instructions across two pages",
+    "calls: SYSRET to 32-bit code",
+    "calls: SYSENTER and SYSEXIT",
+    "legacy: 32-bit paging",
     "system: state round trip",
 ];
 
@@ -64,6 +69,14 @@ const SILICON: &[&str] = &[
     "floating: enabling",
     "floating: pending x87 exceptions",
     "floating: SSE exceptions",
+    "segments: loads in long mode",
+    "segments: limits in protected mode",
+    "segments: IRET to other modes and levels",
+    "calls: SYSCALL and SYSRET",
+    "calls: SWAPGS and segment bases",
+    "legacy: PAE paging",
+    "modes: real mode addressing",
+    "modes: control register rules",
     "code: the next instruction is overwritten",
     "code: overwritten through another mapping",
 ];
