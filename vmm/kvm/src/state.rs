@@ -61,8 +61,8 @@ impl KvmEngine {
     fn gather(&self) -> Result<CpuState, EngineError> {
         let debug = self.vcpu.debug_registers()?;
         let s = match self.standing {
-            Standing::Guest | Standing::Underway => self.from_guest(&debug),
-            Standing::Trampoline => self.from_block(),
+            Standing::Guest | Standing::Underway => self.in_guest(&debug),
+            Standing::Trampoline => self.in_block(),
         };
         let regs = &self.vcpu.seen.regs;
         let sregs = &self.vcpu.seen.sregs;
@@ -114,7 +114,7 @@ impl KvmEngine {
         })
     }
 
-    fn from_guest(&self, debug: &kvm_debugregs) -> Switched {
+    fn in_guest(&self, debug: &kvm_debugregs) -> Switched {
         let regs = &self.vcpu.seen.regs;
         let sregs = &self.vcpu.seen.sregs;
         Switched {
@@ -138,7 +138,7 @@ impl KvmEngine {
         }
     }
 
-    fn from_block(&self) -> Switched {
+    fn in_block(&self) -> Switched {
         let b = &self.vmcb;
         let table = |at| {
             let s = b.segment(at);

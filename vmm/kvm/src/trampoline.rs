@@ -3,9 +3,11 @@
 //! KVM has no way for its user to intercept RDTSC, but it honours the intercepts of a hypervisor
 //! that runs in the VM. Ours is three instructions long:
 //!
-//!     again: vmrun rax        ; run the guest from the control block at RAX
-//!            out PORT, al     ; an instruction was intercepted: tell the VMM
-//!            jmp again
+//! ```text
+//! again: vmrun rax        ; run the guest from the control block at RAX
+//!        out PORT, al     ; an instruction was intercepted: tell the VMM
+//!        jmp again
+//! ```
 //!
 //! The guest is a nested guest (L2) without nested paging of its own, so its physical addresses are
 //! the VM's. What the trampoline (L1) does not intercept, KVM handles as if it were not there:

@@ -35,9 +35,10 @@ const LOOPS: u32 = 2_000_000;
 const EXITS: u32 = 500;
 
 type Try = Result<String, String>;
+type Named = (&'static str, fn() -> Try);
 
 pub fn checks() -> Vec<Check> {
-    let tries: [(&'static str, fn() -> Try); 5] = [
+    let tries: [Named; 5] = [
         ("kvm code and SSE", code),
         ("kvm RDTSC", rdtsc),
         ("kvm interrupts", interrupts),

@@ -54,7 +54,7 @@ fn four_levels_with_every_page_size() {
     memory.put64(0x3000 + 8, 0x60_0000 | 0x81);
     memory.put64(0x4000 + 8 * 3, 0x5_7000 | 1 | nx);
     let base = 0xffff_8000_0000_0000;
-    let at = |offset| LONG.translate(&memory, base + offset);
+    let at = |offset: u64| LONG.translate(&memory, base + offset);
     assert_eq!(at(0x3456), Some(0x5_7456));
     assert_eq!(at(0x20_0123), Some(0x60_0123));
     assert_eq!(at(0x4012_3456), Some(0x4012_3456));
