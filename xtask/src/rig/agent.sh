@@ -32,6 +32,8 @@ while read -r token seconds script <&3; do
     status=$?
     # What was left running; from PID 1 this spares PID 1.
     kill -KILL -1 2>/dev/null
+    # After a failure the rig is started anew with this disk.
+    sync
     printf '\n@@%s %d\n' "$token" "$status" >&3
 done
 echo "rig: the host's end of the port is closed" >/dev/console
