@@ -72,6 +72,8 @@ const SILICON: &[&str] = &[
     "segments: loads in long mode",
     "segments: limits in protected mode",
     "segments: IRET to other modes and levels",
+    // With npt=0 the guest runs on for ever; with npt=1 it passes. Not understood yet.
+    "segments: task switch",
     "calls: SYSCALL and SYSRET",
     "calls: SWAPGS and segment bases",
     "legacy: PAE paging",
