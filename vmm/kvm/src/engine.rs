@@ -69,7 +69,7 @@ pub struct KvmEngine {
     pub(crate) vcpu: Vcpu,
     vm: Vm,
     pub(crate) vmcb: Vmcb,
-    _trampoline: Trampoline,
+    trampoline: Trampoline,
     pub(crate) ram: Ram,
     pub(crate) standing: Standing,
     pub(crate) count: u64,
@@ -81,6 +81,8 @@ pub struct KvmEngine {
     pub(crate) shut_down: Option<Box<CpuState>>,
     /// What the next VMRUN delivers to the guest.
     pub(crate) event: Option<Event>,
+    /// RAM was written from outside since the state was last set.
+    memory_changed: bool,
     window: bool,
     pending: Option<Pending>,
     /// Writes that have not been handed out yet.
@@ -143,7 +145,7 @@ impl KvmEngine {
             vcpu: Vcpu::new(vcpu),
             vm,
             vmcb,
-            _trampoline: trampoline,
+            trampoline,
             ram,
             standing: Standing::Trampoline,
             count: 0,
@@ -152,6 +154,7 @@ impl KvmEngine {
             halted: false,
             shut_down: None,
             event: None,
+            memory_changed: false,
             window: false,
             pending: None,
             writes: VecDeque::new(),
@@ -492,6 +495,10 @@ impl Engine for KvmEngine {
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
         ::engine::check(state).map_err(EngineError::BadState)?;
+        if std::mem::take(&mut self.memory_changed) {
+            // The guest that the state is of may have other page tables at the same places.
+            self.vm.forget_page_tables(&self.trampoline)?;
+        }
         self.write_state(state)?;
         self.standing = Standing::Trampoline;
         self.count = state.count;
@@ -505,8 +512,11 @@ impl Engine for KvmEngine {
         Ok(())
     }
 
-    /// KVM sees what is in memory.
-    fn memory_written(&mut self, _range: Range<u64>) {}
+    /// KVM sees what is in memory, but for page tables that it shadows. Only a new state brings new
+    /// ones of those: no device writes into the present ones.
+    fn memory_written(&mut self, _range: Range<u64>) {
+        self.memory_changed = true;
+    }
 
     fn exit_counts(&self) -> Vec<(&'static str, u64)> {
         self.exits.by_kind().to_vec()

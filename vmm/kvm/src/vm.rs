@@ -74,7 +74,7 @@ impl Vm {
     }
 
     fn map(
-        &mut self,
+        &self,
         slot: u32,
         gpa: u64,
         host: *const u8,
@@ -118,6 +118,15 @@ impl Vm {
         self.fd
             .set_msr_filter(MsrFilterDefaultAction::DENY, &[range])
             .map_err(|e| call("filter MSRs", e))
+    }
+
+    /// Makes KVM drop what it has derived from the guest's page tables.
+    ///
+    /// With shadow paging it notices the guest's own writes to them and nobody else's. There is no
+    /// call for this; removing a slot, any slot, has the effect (`kvm_arch_flush_shadow_memslot`).
+    pub fn forget_page_tables(&self, trampoline: &Trampoline) -> Result<(), EngineError> {
+        self.map(0, trampoline::BASE, trampoline.host(), 0, 0)?;
+        self.map(0, trampoline::BASE, trampoline.host(), trampoline::SIZE, 0)
     }
 
     /// Frames of RAM that were written since the last call, ascending.
