@@ -27,22 +27,12 @@ pub enum NoEngine {
 /// What `auto` takes on this host.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// `kvm` or `soft`.
+    /// Never `Auto`.
     pub engine: EngineKind,
     /// In one line.
     pub why: String,
     /// What was tried of the engine on KVM.
     pub probe: Probe,
-}
-
-impl Choice {
-    /// Its name, as in the configuration.
-    pub fn name(&self) -> &'static str {
-        match self.engine {
-            EngineKind::Kvm => "kvm",
-            EngineKind::Auto | EngineKind::Soft => "soft",
-        }
-    }
 }
 
 /// Finds out, by running code, which engine is the best here. Takes some tens of milliseconds where
@@ -76,7 +66,11 @@ pub fn make(kind: EngineKind, ram: &GuestRam) -> Result<Box<dyn Engine>, NoEngin
         }
         EngineKind::Auto => {
             let choice = choose();
-            tracing::info!(engine = choice.name(), why = choice.why, "engine chosen");
+            tracing::info!(
+                engine = choice.engine.name(),
+                why = choice.why,
+                "engine chosen"
+            );
             match choice.engine {
                 EngineKind::Kvm => Ok(Box::new(kvm::KvmEngine::new(ram.memory())?)),
                 EngineKind::Auto | EngineKind::Soft => make(EngineKind::Soft, ram),

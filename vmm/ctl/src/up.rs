@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use vmm::config::{ByteSize, Config, ConfigError, Net, NetMode, Seed};
+use vmm::config::{ByteSize, Config, ConfigError, EngineKind, Net, NetMode, Seed};
 use vmm::machine::Off;
 use vmm::save::{About, LoadError};
 use wire::control::{ControlAddr, Protection, Role};
@@ -173,6 +173,7 @@ impl Starting {
 
     fn all(&mut self, teller: &mut Teller) -> Result<(), UpError> {
         self.check_saved()?;
+        self.engine(teller);
         let built = self.guest(teller);
         // Ctrl-C also ends the programs that build the guest, which is then no fault of theirs.
         go_on()?;
@@ -203,7 +204,22 @@ impl Starting {
         self.config.vm.memory = saved.vm.memory;
         self.config.boot = saved.boot;
         self.config.guest = saved.guest;
+        self.config.vm.engine = self.config.vm.engine.or_named(&about.engine.name);
         Ok(())
+    }
+
+    /// Both replicas get the same engine, and the log's configuration names it.
+    fn engine(&mut self, teller: &mut Teller) {
+        if self.config.vm.engine != EngineKind::Auto {
+            return;
+        }
+        let choice = vmm::engines::choose();
+        self.config.vm.engine = choice.engine;
+        teller.step(&format!(
+            "engine: {} ({})",
+            choice.engine.name(),
+            choice.why
+        ));
     }
 
     /// Kernel, initrd and command line; of the Debian guest unless something else is named.

@@ -71,6 +71,27 @@ pub enum EngineKind {
     Kvm,
 }
 
+impl EngineKind {
+    /// As in the configuration, and in the header of a log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Soft => "soft",
+            Self::Kvm => "kvm",
+        }
+    }
+
+    /// `Auto` made definite by the engine of a log or of a saved state: that one goes on.
+    #[must_use]
+    pub fn or_named(self, name: &str) -> Self {
+        match (self, name) {
+            (Self::Auto, "soft") => Self::Soft,
+            (Self::Auto, "kvm") => Self::Kvm,
+            (kind, _) => kind,
+        }
+    }
+}
+
 /// What the machine boots.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]

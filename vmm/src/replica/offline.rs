@@ -107,8 +107,10 @@ pub fn replay<R: Read>(
     replica: &Replica,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, OfflineError> {
+    let mut config = replica.config.clone();
+    config.vm.engine = config.vm.engine.or_named(&log.hello().header.engine);
     let machine = setup::machine(
-        &replica.config,
+        &config,
         replica.engine,
         replica.from.as_ref(),
         replica.disk_bytes,

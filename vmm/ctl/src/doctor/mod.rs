@@ -86,7 +86,7 @@ pub fn examine() -> Report {
     checks.extend(counter::checks());
     checks.extend(files::checks());
     Report {
-        engine: choice.name(),
+        engine: choice.engine.name(),
         why: choice.why,
         healthy: checks.iter().all(|check| check.result != Verdict::Fail),
         checks,
