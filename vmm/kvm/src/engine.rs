@@ -379,6 +379,15 @@ impl KvmEngine {
         self.vcpu.set_signal_mask(mask)
     }
 
+    /// Whether the state is the vCPU's own, at whatever count.
+    fn goes_on_from(&self, state: &CpuState) -> bool {
+        let own = CpuState {
+            count: state.count,
+            ..self.read_state()
+        };
+        own == *state
+    }
+
     pub(crate) fn rflags(&self) -> u64 {
         match self.standing {
             Standing::Guest | Standing::Underway => self.vcpu.seen.regs.rflags,
@@ -495,7 +504,10 @@ impl Engine for KvmEngine {
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
         ::engine::check(state).map_err(EngineError::BadState)?;
-        if std::mem::take(&mut self.memory_changed) {
+        if std::mem::take(&mut self.memory_changed)
+            && crate::probe::shadow_paging()
+            && !self.goes_on_from(state)
+        {
             // The guest that the state is of may have other page tables at the same places.
             self.vm.forget_page_tables(&self.trampoline)?;
         }

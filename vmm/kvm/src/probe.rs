@@ -6,6 +6,8 @@
 mod guest;
 mod host;
 
+pub(crate) use host::shadow_paging;
+
 use serde::Serialize;
 
 /// How a check came out.

@@ -123,9 +123,14 @@ fn nested() -> Check {
     }
 }
 
+/// Whether KVM shadows its guests' page tables, rather than let the processor walk them.
+pub fn shadow_paging() -> bool {
+    parameter("npt") == Some(false)
+}
+
 fn paging() -> Check {
     const NAME: &str = "kvm paging";
-    if parameter("npt") == Some(false) {
+    if shadow_paging() {
         return Check::new(
             NAME,
             Outcome::Ok,
