@@ -22,6 +22,8 @@ use crate::wait;
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long it may take to save or to hash all of its memory.
 const LONG: Duration = Duration::from_secs(180);
+/// Lines of a replica's log that are shown after a failure.
+const LOG_LINES: usize = 25;
 /// When the console's shell is asked again whether it is there.
 const SHELL_AGAIN: Duration = Duration::from_secs(3);
 
@@ -203,10 +205,20 @@ impl Machine {
         if replicas.iter().any(|replica| replica.process.is_alive()) {
             return Ok(());
         }
-        let logs: Vec<String> = (replicas.iter())
-            .map(|replica| self.log(&format!("replica-{}", replica.id)))
-            .collect();
-        bail!("all replicas have ended; they said:\n{}", logs.join("\n"))
+        bail!("all replicas have ended")
+    }
+
+    /// Shows the last lines of what the replicas logged.
+    fn show_logs(&self) {
+        for replica in &self.running.replicas {
+            let name = format!("replica-{}", replica.id);
+            let log = self.log(&name);
+            let from = log.lines().count().saturating_sub(LOG_LINES);
+            eprintln!("  {name} said last:");
+            for line in log.lines().skip(from) {
+                eprintln!("    {line}");
+            }
+        }
     }
 
     /// The last lines of the guest's console, for an error.
@@ -343,9 +355,12 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if !self.keep
-            && let Err(why) = home::end(&self.home)
-        {
+        if self.keep {
+            return;
+        }
+        // Nobody has ended it as one should: something went wrong before.
+        self.show_logs();
+        if let Err(why) = home::end(&self.home) {
             eprintln!("the machine could not be ended: {why:#}");
         }
     }
