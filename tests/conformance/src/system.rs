@@ -3,7 +3,7 @@
 use engine::{ClockBase, CpuState, Segment};
 use iced_x86::code_asm::*;
 
-use crate::rig::{Rig, at, long_state};
+use crate::rig::{Rig, at, long_state, sel};
 use crate::{Cases, Maker, assemble, same};
 
 pub const CASES: Cases = &[
@@ -12,6 +12,10 @@ pub const CASES: Cases = &[
     ("system: MSRs keep what is written", msrs),
     ("system: state round trip", round_trip),
     ("system: bad states are refused", bad_states),
+    (
+        "system: control registers read as they are",
+        control_registers,
+    ),
     ("system: SMSW, LMSW, CLTS, SGDT, SIDT", small),
 ];
 
@@ -127,6 +131,47 @@ fn clock(make: Maker) -> Result<(), String> {
     let mut rig = Rig::new(make, 3, &body)?;
     rig.change(|s| s.cr4 |= 4)?;
     same!(rig.fault()?.error, Some(0), "RDTSC with CR4.TSD");
+    Ok(())
+}
+
+/// KVM keeps bits and page tables of its own in the processor's registers; the guest must not see
+/// them, neither in 64-bit code nor in 32-bit code.
+fn control_registers(make: Maker) -> Result<(), String> {
+    let body = assemble!(64, at::CODE, |a| {
+        a.mov(r8, cr0)?;
+        a.mov(r9, cr3)?;
+        a.mov(r10, cr4)?;
+        a.mov(rax, r10)?;
+        a.mov(cr4, rax)?;
+        a.mov(r11, cr4)?;
+        a.hlt()?;
+    });
+    let mut rig = Rig::new(make, 0, &body)?;
+    let s = rig.finish()?;
+    same!(
+        [s.gpr[8], s.gpr[9], s.gpr[10], s.gpr[11]],
+        [s.cr0, s.cr3, 0x6a0, 0x6a0],
+        "CR0, CR3, CR4, CR4 written back"
+    );
+    same!(s.cr4, 0x6a0, "CR4");
+    let body = assemble!(32, at::CODE, |a| {
+        a.mov(eax, cr0)?;
+        a.mov(ecx, cr3)?;
+        a.mov(edx, cr4)?;
+        a.hlt()?;
+    });
+    let mut rig = Rig::new(make, 0, &body)?;
+    rig.change(|s| {
+        s.segments[1].selector = sel::CODE32;
+        s.segments[1].access = 0xc09b;
+    })?;
+    let s = rig.finish()?;
+    let got = [s.gpr[0], s.gpr[1], s.gpr[2]];
+    same!(
+        got,
+        [s.cr0, s.cr3, 0x6a0],
+        "CR0, CR3, CR4 in compatibility mode"
+    );
     Ok(())
 }
 

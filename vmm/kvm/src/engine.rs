@@ -105,7 +105,7 @@ impl Exits {
             Raw::ReadMsr { .. } | Raw::WriteMsr { .. } => &mut self.msrs,
             Raw::Halt => &mut self.halts,
             Raw::Window => &mut self.windows,
-            Raw::Shutdown | Raw::Nothing | Raw::Interrupted => return,
+            Raw::Shutdown | Raw::Debug | Raw::Nothing | Raw::Interrupted => return,
         };
         *counter += 1;
     }
@@ -216,7 +216,7 @@ impl KvmEngine {
     }
 
     /// Handles what KVM_RUN came back with. Some: an exit for the caller.
-    fn handle(&mut self, raw: Raw) -> Result<Option<Exit>, EngineError> {
+    pub(crate) fn handle(&mut self, raw: Raw) -> Result<Option<Exit>, EngineError> {
         if raw == Raw::Interrupted {
             return self.interrupted();
         }
@@ -274,6 +274,11 @@ impl KvmEngine {
                 // and then it says so instead of telling of a signal.
                 self.standing = Standing::Underway;
                 self.interrupted()
+            }
+            Raw::Window if self.may_be_in_shadow() => self.pass_shadow(),
+            Raw::Debug => {
+                let rip = self.vcpu.seen.regs.rip;
+                Err(stopped("a debug exit that nobody asked for", rip))
             }
             Raw::Window | Raw::Nothing | Raw::Interrupted => Ok(None),
         }
@@ -357,8 +362,10 @@ impl KvmEngine {
             return Ok(None);
         }
         let nesting = self.vcpu.nesting()?;
-        if !nesting.in_guest || nesting.entering || self.vcpu.event_in_flight() {
-            // In the trampoline or with an event half delivered: no state says that. Soon over.
+        let between = !nesting.in_guest || nesting.entering || self.vcpu.event_in_flight();
+        if between || self.may_be_in_shadow() {
+            // In the trampoline, with an event half delivered, or maybe in a shadow that has been
+            // lost: no state says that. Soon over.
             return Ok(None);
         }
         self.standing = Standing::Guest;

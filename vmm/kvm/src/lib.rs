@@ -9,6 +9,7 @@
 //! * `trampoline`, `vmcb`: a tiny hypervisor in the VM that makes RDTSC trap.
 //! * `vm`, `vcpu`, `kick`: KVM itself, without any decision about the guest.
 //! * `engine`, `emulate`, `walk`: the run loop, and the intercepted instructions.
+//! * `shadow`: where interrupts may not enter.
 //! * `probe`: whether all this works on a host.
 //! * `state`, `segments`, `fpu`: the guest's state, in one form wherever the vCPU stands.
 
@@ -21,6 +22,7 @@ mod kick;
 pub mod probe;
 mod ram;
 mod segments;
+mod shadow;
 mod state;
 mod trampoline;
 mod vcpu;

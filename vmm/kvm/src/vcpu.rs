@@ -6,11 +6,12 @@ use std::os::fd::AsRawFd;
 use engine::EngineError;
 use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
-    KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
-    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_STATE_NESTED_GUEST_MODE,
-    KVM_STATE_NESTED_RUN_PENDING, KVM_SYNC_X86_VALID_FIELDS, kvm_debugregs, kvm_msr_entry,
-    kvm_regs, kvm_sync_regs, kvm_vcpu_events, kvm_xsave,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
+    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_ENABLE,
+    KVM_GUESTDBG_SINGLESTEP, KVM_STATE_NESTED_GUEST_MODE, KVM_STATE_NESTED_RUN_PENDING,
+    KVM_SYNC_X86_VALID_FIELDS, kvm_debugregs, kvm_msr_entry, kvm_regs, kvm_sync_regs,
+    kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
@@ -55,6 +56,8 @@ pub enum Raw {
         index: u32,
         value: u64,
     },
+    /// After a single step.
+    Debug,
     /// Nothing to do.
     Nothing,
 }
@@ -128,6 +131,7 @@ impl Vcpu {
             KVM_EXIT_HLT => Raw::Halt,
             KVM_EXIT_IRQ_WINDOW_OPEN => Raw::Window,
             KVM_EXIT_SHUTDOWN => Raw::Shutdown,
+            KVM_EXIT_DEBUG => Raw::Debug,
             KVM_EXIT_SET_TPR => Raw::Nothing,
             KVM_EXIT_X86_RDMSR => {
                 // SAFETY: the exit reason says which variant it is.
@@ -212,6 +216,22 @@ impl Vcpu {
 
     pub fn request_window(&mut self, on: bool) {
         self.fd.get_kvm_run().request_interrupt_window = u8::from(on);
+    }
+
+    /// Whether the vCPU stops after every instruction.
+    pub fn single_step(&self, on: bool) -> Result<(), EngineError> {
+        let control = if on {
+            KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP
+        } else {
+            0
+        };
+        let request = kvm_bindings::kvm_guest_debug {
+            control,
+            ..Default::default()
+        };
+        self.fd
+            .set_guest_debug(&request)
+            .map_err(|e| call("debug the guest", e))
     }
 
     pub fn set_cr8(&mut self, cr8: u64) {
