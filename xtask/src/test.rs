@@ -43,8 +43,11 @@ pub fn run(args: &TestArgs) -> Result<()> {
     guest()?;
     // Not `current_exe`: building the workspace has replaced the file of this process.
     let own = e2e::programs::path("xtask")?;
+    let own = own.to_string_lossy();
+    let rig = ["rig", "--smoke"];
+    step::run("the kvm engine in the nested rig, in short", &own, &rig)?;
     let demo = ["demo", "--seconds", "8"];
-    step::run("the demo", &own.to_string_lossy(), &demo)?;
+    step::run("the demo", &own, &demo)?;
     println!(
         "\n=== {:.0} s so far; the end-to-end tests are left",
         started.elapsed().as_secs_f64()
