@@ -20,8 +20,9 @@ use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
 use crate::errors::{call, stopped};
-use crate::kick::{self, Kick};
+use crate::kick::Kick;
 use crate::ram::Ram;
+use crate::state::DR7_FIXED;
 use crate::trampoline::{self, Trampoline};
 use crate::vcpu::{Raw, Vcpu};
 use crate::vm::{Vm, cpuid_for_kvm};
@@ -89,6 +90,14 @@ pub struct KvmEngine {
     writes: VecDeque<Boundary>,
     limit: Option<Duration>,
     kick: Option<Kick>,
+    /// The thread whose signals end KVM_RUN.
+    pub(crate) hears: Option<libc::pid_t>,
+    /// A kick that comes once, for a landing; and that one has come.
+    pub(crate) once: Option<Kick>,
+    pub(crate) kicked: bool,
+    /// Breakpoints or a step are set; and the guest's own DR7 when it was entered for that.
+    pub(crate) watched: bool,
+    pub(crate) guest_dr7: u64,
     /// The count at the last kick.
     kicked_at: u64,
     /// Exits by kind, for statistics.
@@ -105,7 +114,7 @@ impl Exits {
             Raw::ReadMsr { .. } | Raw::WriteMsr { .. } => &mut self.msrs,
             Raw::Halt => &mut self.halts,
             Raw::Window => &mut self.windows,
-            Raw::Shutdown | Raw::Debug | Raw::Nothing | Raw::Interrupted => return,
+            Raw::Shutdown | Raw::Debug { .. } | Raw::Nothing | Raw::Interrupted => return,
         };
         *counter += 1;
     }
@@ -160,6 +169,11 @@ impl KvmEngine {
             writes: VecDeque::new(),
             limit: None,
             kick: None,
+            hears: None,
+            once: None,
+            kicked: false,
+            watched: false,
+            guest_dr7: DR7_FIXED,
             kicked_at: 0,
             exits: Exits::default(),
         };
@@ -184,7 +198,7 @@ impl KvmEngine {
     }
 
     /// What there is to say before the guest goes on.
-    fn at_boundary(&mut self, until: u64) -> Option<Boundary> {
+    pub(crate) fn at_boundary(&mut self, until: u64) -> Option<Boundary> {
         if let Some(write) = self.writes.pop_front() {
             return Some(write);
         }
@@ -202,12 +216,13 @@ impl KvmEngine {
     }
 
     /// Before a VMRUN: what the guest may have written over, and what KVM does not carry along.
-    fn prepare_entry(&mut self) -> Result<(), EngineError> {
+    pub(crate) fn prepare_entry(&mut self) -> Result<(), EngineError> {
         let shadow = self.vmcb.shadow();
         self.vmcb.set_control(shadow, self.event.take());
         let dr7 = self.vmcb.u64(at::DR7);
-        if dr7 & 0xff != 0 {
-            // KVM loads the breakpoints' addresses only if its own DR7 enables one.
+        if dr7 != DR7_FIXED {
+            // KVM loads the breakpoints' addresses only if its own DR7 enables one, and gives its own
+            // back after the engine's breakpoints.
             let mut registers = self.vcpu.debug_registers()?;
             registers.dr7 = dr7;
             self.vcpu.set_debug_registers(&registers)?;
@@ -276,9 +291,9 @@ impl KvmEngine {
                 self.interrupted()
             }
             Raw::Window if self.may_be_in_shadow() => self.pass_shadow(),
-            Raw::Debug => {
-                let rip = self.vcpu.seen.regs.rip;
-                Err(stopped("a debug exit that nobody asked for", rip))
+            Raw::Debug { dr6 } => {
+                let what = format!("a debug exit that nothing was asked for (DR6 {dr6:#x})");
+                Err(stopped(&what, self.vcpu.seen.regs.rip))
             }
             Raw::Window | Raw::Nothing | Raw::Interrupted => Ok(None),
         }
@@ -382,8 +397,7 @@ impl KvmEngine {
         }
         // Adrift at the second kick without an exit between.
         self.kick = Some(Kick::start(limit / 2).map_err(EngineError::Host)?);
-        let mask = kick::mask_in_guest().map_err(EngineError::Host)?;
-        self.vcpu.set_signal_mask(mask)
+        self.hear_kicks()
     }
 
     /// Whether the state is the vCPU's own, at whatever count.

@@ -10,7 +10,7 @@ use std::io;
 use std::time::Duration;
 
 /// The signal: any one that nothing else uses.
-fn signal() -> i32 {
+pub fn signal() -> i32 {
     libc::SIGRTMIN() + 3
 }
 
@@ -25,7 +25,7 @@ pub struct Kick {
 unsafe impl Send for Kick {}
 
 /// The calling thread's id, as the kernel has it.
-fn this_thread() -> libc::pid_t {
+pub fn this_thread() -> libc::pid_t {
     thread_local!(static ID: libc::pid_t = {
         // SAFETY: no arguments, cannot fail.
         unsafe { libc::gettid() }
@@ -43,15 +43,21 @@ fn only_signal() -> libc::sigset_t {
     }
 }
 
+/// Blocks the signal for the calling thread, so that it waits for KVM_RUN.
+pub fn block_signal() -> io::Result<()> {
+    let set = only_signal();
+    // SAFETY: the set is initialised.
+    let failed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+    if failed != 0 {
+        return Err(io::Error::from_raw_os_error(failed));
+    }
+    Ok(())
+}
+
 impl Kick {
     /// Starts a timer that kicks the calling thread `period` from now.
     pub fn start(period: Duration) -> io::Result<Self> {
-        let set = only_signal();
-        // SAFETY: the set is initialised.
-        let failed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
-        if failed != 0 {
-            return Err(io::Error::from_raw_os_error(failed));
-        }
+        block_signal()?;
         let thread = this_thread();
         // SAFETY: all-zero is a valid `sigevent`.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
@@ -106,7 +112,8 @@ impl Kick {
     }
 }
 
-fn take_signal() -> bool {
+/// Takes a signal that waits for this thread; whether one did.
+pub fn take_signal() -> bool {
     let set = only_signal();
     let now = libc::timespec {
         tv_sec: 0,

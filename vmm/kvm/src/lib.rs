@@ -10,9 +10,12 @@
 //! * `vm`, `vcpu`, `kick`: KVM itself, without any decision about the guest.
 //! * `engine`, `emulate`, `walk`: the run loop, and the intercepted instructions.
 //! * `shadow`: where interrupts may not enter.
+//! * `debug`, `counted`: stopping the guest between exits, for positions by a branch counter.
 //! * `probe`: whether all this works on a host.
 //! * `state`, `segments`, `fpu`: the guest's state, in one form wherever the vCPU stands.
 
+pub mod counted;
+mod debug;
 mod emulate;
 mod engine;
 mod errors;

@@ -9,6 +9,7 @@
 use ::engine::bits::efer;
 use ::engine::{Engine, EngineError, Exit};
 
+use crate::debug::Watch;
 use crate::engine::{KvmEngine, Standing};
 use crate::vcpu::Raw;
 use crate::walk::{Memory, Paging};
@@ -42,13 +43,13 @@ impl KvmEngine {
     pub(crate) fn pass_shadow(&mut self) -> Result<Option<Exit>, EngineError> {
         // Otherwise the window would be all that happens.
         self.vcpu.request_window(false);
-        self.vcpu.single_step(true)?;
+        self.vcpu.watch(Watch::STEP)?;
         self.standing = Standing::Underway;
         let raw = self.vcpu.run(false);
-        self.vcpu.single_step(false)?;
+        self.vcpu.unwatch(false)?;
         self.vcpu.request_window(true);
         match raw? {
-            Raw::Debug => {
+            Raw::Debug { .. } => {
                 self.standing = Standing::Guest;
                 match self.can_interrupt() && self.may_be_in_shadow() {
                     true => self.pass_shadow(),

@@ -16,7 +16,7 @@ use crate::vmcb::at;
 
 /// Bits of DR6 that always read as 1, and of DR7.
 const DR6_FIXED: u64 = 0xffff_0ff0;
-const DR7_FIXED: u64 = 0x400;
+pub const DR7_FIXED: u64 = 0x400;
 
 /// What VMRUN loads, and KVM has while the vCPU stands in the guest.
 struct Switched {

@@ -96,6 +96,11 @@ pub fn looks_like(rip: u64, cr3: u64) -> bool {
     rip == AT_OUT && cr3 == PML4
 }
 
+/// Whether a vCPU at this RIP, in the trampoline, has left the guest and not told of it.
+pub fn is_leaving(rip: u64) -> bool {
+    rip == AT_OUT
+}
+
 /// RIP and RAX with which the vCPU enters the guest.
 pub fn entry() -> (u64, u64) {
     (AT_RUN, VMCB)

@@ -8,10 +8,9 @@ use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
     KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_ENABLE,
-    KVM_GUESTDBG_SINGLESTEP, KVM_STATE_NESTED_GUEST_MODE, KVM_STATE_NESTED_RUN_PENDING,
-    KVM_SYNC_X86_VALID_FIELDS, kvm_debugregs, kvm_msr_entry, kvm_regs, kvm_sync_regs,
-    kvm_vcpu_events, kvm_xsave,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_STATE_NESTED_GUEST_MODE,
+    KVM_STATE_NESTED_RUN_PENDING, KVM_SYNC_X86_VALID_FIELDS, kvm_debugregs, kvm_msr_entry,
+    kvm_regs, kvm_sync_regs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
@@ -56,8 +55,10 @@ pub enum Raw {
         index: u32,
         value: u64,
     },
-    /// After a single step.
-    Debug,
+    /// A breakpoint or a step, or the guest's own: with DR6's bits that say so.
+    Debug {
+        dr6: u64,
+    },
     /// Nothing to do.
     Nothing,
 }
@@ -74,6 +75,8 @@ pub struct Vcpu {
     fd: VcpuFd,
     /// Registers as the last run left them, or as they were set since.
     pub seen: kvm_sync_regs,
+    /// The general registers in `seen` were set, and KVM does not know yet.
+    unsynced: bool,
 }
 
 impl Vcpu {
@@ -82,6 +85,7 @@ impl Vcpu {
         Self {
             fd,
             seen: kvm_sync_regs::default(),
+            unsynced: false,
         }
     }
 
@@ -92,6 +96,7 @@ impl Vcpu {
     /// Runs the vCPU; with `settle` only to the end of the instruction that the last exit is of.
     pub fn run(&mut self, settle: bool) -> Result<Raw, EngineError> {
         self.fd.set_kvm_immediate_exit(u8::from(settle));
+        self.unsynced = false;
         let result = self.fd.run().map(drop);
         self.seen = self.fd.sync_regs();
         match result {
@@ -131,8 +136,12 @@ impl Vcpu {
             KVM_EXIT_HLT => Raw::Halt,
             KVM_EXIT_IRQ_WINDOW_OPEN => Raw::Window,
             KVM_EXIT_SHUTDOWN => Raw::Shutdown,
-            KVM_EXIT_DEBUG => Raw::Debug,
             KVM_EXIT_SET_TPR => Raw::Nothing,
+            KVM_EXIT_DEBUG => {
+                // SAFETY: the exit reason says which variant it is.
+                let dr6 = unsafe { exit.debug.arch.dr6 };
+                Raw::Debug { dr6 }
+            }
             KVM_EXIT_X86_RDMSR => {
                 // SAFETY: the exit reason says which variant it is.
                 let index = unsafe { exit.msr.index };
@@ -212,26 +221,22 @@ impl Vcpu {
         self.seen.regs = regs;
         self.fd.sync_regs_mut().regs = regs;
         self.fd.set_sync_dirty_reg(SyncReg::Register);
+        self.unsynced = true;
+    }
+
+    /// Tells KVM the general registers now: a step is one from where KVM knows the vCPU to be.
+    pub fn sync_regs(&mut self) -> Result<(), EngineError> {
+        if std::mem::take(&mut self.unsynced) {
+            self.fd.clear_sync_dirty_reg(SyncReg::Register);
+            self.fd
+                .set_regs(&self.seen.regs)
+                .map_err(|e| call("set its registers", e))?;
+        }
+        Ok(())
     }
 
     pub fn request_window(&mut self, on: bool) {
         self.fd.get_kvm_run().request_interrupt_window = u8::from(on);
-    }
-
-    /// Whether the vCPU stops after every instruction.
-    pub fn single_step(&self, on: bool) -> Result<(), EngineError> {
-        let control = if on {
-            KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP
-        } else {
-            0
-        };
-        let request = kvm_bindings::kvm_guest_debug {
-            control,
-            ..Default::default()
-        };
-        self.fd
-            .set_guest_debug(&request)
-            .map_err(|e| call("debug the guest", e))
     }
 
     pub fn set_cr8(&mut self, cr8: u64) {

@@ -96,19 +96,26 @@ fn wide(memory: &impl Memory, mut table: u64, linear: u64, mut shift: u32) -> Op
 
 /// Up to 15 bytes of code at `linear`; fewer where the next page is not mapped.
 pub fn code(memory: &impl Memory, paging: &Paging, linear: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(15);
+    let mut bytes = vec![0; 15];
+    let len = read(memory, paging, linear, &mut bytes);
+    bytes.truncate(len);
+    bytes
+}
+
+/// Fills `into` from `linear` on as far as that is mapped to RAM; the number of bytes.
+pub fn read(memory: &impl Memory, paging: &Paging, linear: u64, into: &mut [u8]) -> usize {
     let mut page = None;
-    for i in 0..15u64 {
-        let at = linear.wrapping_add(i);
+    for (i, byte) in into.iter_mut().enumerate() {
+        let at = linear.wrapping_add(i as u64);
         if page.is_none() || at & 0xfff == 0 {
             page = paging.translate(memory, at).map(|gpa| gpa & !0xfff);
         }
-        let Some(byte) = page.and_then(|page| memory.read_u8(page | at & 0xfff)) else {
-            break;
-        };
-        bytes.push(byte);
+        match page.and_then(|page| memory.read_u8(page | at & 0xfff)) {
+            Some(found) => *byte = found,
+            None => return i,
+        }
     }
-    bytes
+    into.len()
 }
 
 #[cfg(test)]

@@ -35,20 +35,22 @@ type Maker<'a, S, C> = &'a mut dyn FnMut(&Guest) -> Result<(S, C), String>;
 
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
-struct Effort {
-    recordings: u32,
+pub struct Effort {
+    pub recordings: u32,
     /// Of each recording.
-    replays: u32,
-    /// Of the guest's program.
-    passes: u32,
+    pub replays: u32,
+    /// Of the guest's program, which retires some 2000 instructions in each.
+    pub passes: u32,
 }
 
-/// A full test: thousands of landings, a few seconds on hardware.
-const FULL: Effort = Effort {
-    recordings: 8,
-    replays: 25,
-    passes: 2000,
-};
+impl Effort {
+    /// A full test: thousands of landings, a few seconds on hardware.
+    pub const FULL: Effort = Effort {
+        recordings: 8,
+        replays: 25,
+        passes: 2000,
+    };
+}
 
 /// What a passed test has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -75,6 +77,15 @@ pub enum Refused {
     Vcpu(#[source] Box<dyn Error + Send + Sync>),
     #[error("the branch counter failed")]
     Counter(#[from] CounterError),
+    #[error(
+        "nothing was tested: {landings} landings and {interrupts} interrupts in {replays} replays; \
+         breakpoints do not strike here, or the counter's kicks do not come"
+    )]
+    Nothing {
+        landings: u64,
+        interrupts: u64,
+        replays: u32,
+    },
     #[error("recording {recording}: {what}")]
     Recording { recording: u32, what: String },
     #[error("recording {recording}, replay {replay}, event {event}: the landing failed")]
@@ -102,13 +113,6 @@ fn vcpu<E: Error + Send + Sync + 'static>(e: E) -> Refused {
 /// [`Guest`] says and its counter at zero. `seed` decides when the guest is interrupted.
 pub fn self_test<S: Subject, C: BranchCounter>(
     seed: u64,
-    make: Maker<S, C>,
-) -> Result<Report, Refused> {
-    run(seed, FULL, make)
-}
-
-fn run<S: Subject, C: BranchCounter>(
-    seed: u64,
     effort: Effort,
     make: Maker<S, C>,
 ) -> Result<Report, Refused> {
@@ -130,6 +134,13 @@ fn run<S: Subject, C: BranchCounter>(
             report.replays += 1;
         }
         report.recordings += 1;
+    }
+    if report.landings < u64::from(report.replays) || report.interrupts == 0 {
+        return Err(Refused::Nothing {
+            landings: report.landings,
+            interrupts: report.interrupts,
+            replays: report.replays,
+        });
     }
     Ok(report)
 }

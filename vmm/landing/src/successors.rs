@@ -13,6 +13,7 @@ const SS: usize = 2;
 const RCX: usize = 1;
 const RDX: usize = 2;
 const RSP: usize = 4;
+const RFLAGS_RF: u64 = 1 << 16;
 const EFER_LMA: u64 = 1 << 10;
 
 /// The instruction at which a vCPU stands.
@@ -87,16 +88,45 @@ pub fn successors<S: Stepper>(
     current: &Current,
 ) -> Option<Vec<u64>> {
     let ins = &current.instruction;
+    // No breakpoint strikes right after MOV SS, nor where IRET returns with RF to what has faulted.
+    let behind = if blocks_debug(ins) {
+        Some(CpuState {
+            rip: ins.next_ip(),
+            ..state.clone()
+        })
+    } else {
+        resumed(stepper, state, ins)
+    };
+    let Some(behind) = behind else {
+        return direct(stepper, state, current);
+    };
+    let then = decode(stepper, &behind, behind.rip)?;
+    let mut all = direct(stepper, &behind, &then)?;
+    all.truncate(2);
+    all.push(code_linear(&behind, behind.rip));
+    Some(all)
+}
+
+/// The state behind an IRET in 64-bit code whose frame has RF, as far as the next instruction's
+/// successors depend on it.
+fn resumed<S: Stepper>(stepper: &mut S, state: &CpuState, ins: &Instruction) -> Option<CpuState> {
+    if ins.mnemonic() != Mnemonic::Iretq {
+        return None;
+    }
+    let top = stack(state, 0);
+    let [rip, flags, rsp] = [0, 16, 24].map(|at| read_word(stepper, top.wrapping_add(at), 8));
+    let mut behind = state.clone();
+    behind.rip = rip?;
+    behind.rflags = flags?;
+    behind.gpr[RSP] = rsp?;
+    (behind.rflags & RFLAGS_RF != 0).then_some(behind)
+}
+
+/// As `successors`, where a breakpoint strikes at each of them.
+fn direct<S: Stepper>(stepper: &mut S, state: &CpuState, current: &Current) -> Option<Vec<u64>> {
+    let ins = &current.instruction;
     let next = code_linear(state, ins.next_ip());
     let single = match ins.flow_control() {
-        FlowControl::Next if blocks_debug(ins) => {
-            // No breakpoint strikes right after it.
-            let then = decode(stepper, state, ins.next_ip())?;
-            let mut all = successors(stepper, state, &then)?;
-            all.truncate(2);
-            all.push(next);
-            return Some(all);
-        }
         FlowControl::Next | FlowControl::XbeginXabortXend => Some(next),
         FlowControl::ConditionalBranch => {
             let target = code_linear(state, ins.near_branch_target());

@@ -44,6 +44,13 @@ pub const STEPS: &[Step] = &[
         script: "kvm-conformance",
     },
     Step {
+        name: "landing",
+        about: "stopping between exits: the landing's self-test, with a counter made of stepping",
+        seconds: 300,
+        smoke: true,
+        script: "kvm-landing 1 1 2 6",
+    },
+    Step {
         name: "boot",
         about: "Debian boots alone, is saved, goes on from the file, and works",
         seconds: 1200,
@@ -103,7 +110,7 @@ pub const STEPS: &[Step] = &[
 
 /// What cargo is told to build.
 pub const TARGETS: &str = " -p vmm -p ft-diskd -p ft-netd -p ft-ctl -p tests -p e2e -p kvm --bins \
-                           --example kvm-conformance";
+                           --example kvm-conformance --example kvm-landing";
 
 const PROGRAMS: &[&str] = &[
     "ft-vmm",
@@ -113,6 +120,7 @@ const PROGRAMS: &[&str] = &[
     "redis-load",
     "e2e",
     "examples/kvm-conformance",
+    "examples/kvm-landing",
 ];
 
 /// Where the programs are; with `only_present` those that are there.

@@ -61,7 +61,7 @@ pub struct Guest {
 impl Guest {
     /// The self-test's, with its program passed through `passes` times. It ends with HLT, interrupts
     /// off.
-    pub(crate) fn for_self_test(passes: u32) -> Result<Self, IcedError> {
+    pub fn for_self_test(passes: u32) -> Result<Self, IcedError> {
         Self::new(&[
             (at::CODE, main(passes)?),
             (at::PAGE_FAULT, page_fault()?),

@@ -1,8 +1,11 @@
 //! The self-test, put to vCPUs on the software CPU: good ones pass, bad ones are refused.
 
+use engine::EngineError;
+
 use super::*;
 use crate::counter::BranchCounter;
 use crate::fake::{Lateness, SoftCounter, SoftVcpu, make};
+use crate::stepper::{Motion, Place, Stop};
 
 const EXACT: Lateness = Lateness {
     bound: 100,
@@ -19,7 +22,7 @@ const SHORT: Effort = Effort {
 fn test(lateness: Lateness, replays: u32) -> Result<Report, Refused> {
     let mut n = 0;
     let effort = Effort { replays, ..SHORT };
-    run::<SoftVcpu, SoftCounter>(1, effort, &mut |guest| {
+    self_test::<SoftVcpu, SoftCounter>(1, effort, &mut |guest| {
         n += 1;
         Ok(make(guest, lateness, n))
     })
@@ -102,7 +105,7 @@ impl BranchCounter for Gaining {
 #[test]
 fn a_miscounting_counter_is_refused() {
     for every in [97, 499, 1009] {
-        let refused = run(1, SHORT, &mut |guest| {
+        let refused = self_test(1, SHORT, &mut |guest| {
             let (vcpu, inner) = make(guest, EXACT, every);
             let counter = Gaining {
                 inner,
@@ -119,6 +122,46 @@ fn a_miscounting_counter_is_refused() {
 
 #[test]
 fn no_vcpu_is_a_refusal() {
-    let refused = self_test::<SoftVcpu, SoftCounter>(1, &mut |_| Err("no such CPU".to_owned()));
+    let refused =
+        self_test::<SoftVcpu, SoftCounter>(1, SHORT, &mut |_| Err("no such CPU".to_owned()));
     assert!(matches!(refused, Err(Refused::NoVcpu(why)) if why == "no such CPU"));
+}
+
+/// One whose breakpoints never strike.
+struct Blind(SoftVcpu);
+
+impl Stepper for Blind {
+    type Error = EngineError;
+
+    fn go(&mut self, motion: Motion, _breakpoints: &[u64]) -> Result<Stop, EngineError> {
+        self.0.go(motion, &[])
+    }
+    fn place(&mut self) -> Result<Place, EngineError> {
+        self.0.place()
+    }
+    fn state(&mut self) -> Result<CpuState, EngineError> {
+        self.0.state()
+    }
+    fn read(&mut self, linear: u64, into: &mut [u8]) -> usize {
+        self.0.read(linear, into)
+    }
+}
+
+impl Subject for Blind {
+    fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
+        self.0.inject(vector)
+    }
+    fn kick_after(&mut self, time: Duration) -> Result<(), EngineError> {
+        self.0.kick_after(time)
+    }
+}
+
+#[test]
+fn a_vcpu_without_breakpoints_is_refused() {
+    let refused = self_test(1, SHORT, &mut |guest| {
+        let (vcpu, counter) = make(guest, EXACT, 1);
+        Ok((Blind(vcpu), counter))
+    })
+    .expect_err("nothing can be landed on");
+    println!("{refused}");
 }

@@ -1,0 +1,103 @@
+//! Runs the landing's self-test on real KVM with a counter that is made of stepping
+//! ([`truth`]): `kvm-landing [SEED [RECORDINGS REPLAYS PASSES]]`. Ends with 1 if it is refused.
+//!
+//! QEMU before 10 does not load a nested guest's breakpoints: there nothing can be tested, and it says
+//! so.
+//!
+//! What it shows: breakpoints, steps, exits and interrupts of the engine's vCPU are what a landing
+//! takes them for. What it cannot show is anything of a processor's own counter.
+
+mod truth;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use landing::{Effort, Guest, Motion, Refused, Stepper, Stop};
+
+/// What each counter says of its lateness, and how late it is: in branches, and instructions.
+const LATENESS: [(u64, u64, u64); 2] = [(100, 60, 40), (20, 0, 0)];
+
+fn main() -> ExitCode {
+    match breakpoints_strike() {
+        Ok(true) => {}
+        Ok(false) if emulated() => {
+            println!("left out: the emulated processor does not know a nested guest's breakpoints");
+            return ExitCode::SUCCESS;
+        }
+        Ok(false) => {
+            println!("FAIL a breakpoint did not strike");
+            return ExitCode::FAILURE;
+        }
+        Err(why) => {
+            println!("FAIL {why}");
+            return ExitCode::FAILURE;
+        }
+    }
+    let numbers: Vec<u32> = std::env::args()
+        .skip(1)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let number = |i: usize, default: u32| numbers.get(i).copied().unwrap_or(default);
+    let effort = Effort {
+        recordings: number(1, 1),
+        replays: number(2, 1),
+        passes: number(3, 2),
+    };
+    let seed = u64::from(number(0, 1));
+    let mut failed = false;
+    for (bound, branches, instructions) in LATENESS {
+        let begun = Instant::now();
+        let mut made = 0;
+        let result = landing::self_test(seed, effort, &mut |guest| {
+            made += 1;
+            truth::make(
+                guest,
+                truth::Lateness {
+                    bound,
+                    branches,
+                    instructions,
+                },
+                seed + made,
+            )
+        });
+        let took = begun.elapsed().as_secs_f64();
+        match result {
+            Ok(report) => {
+                println!("ok   late by up to {branches} branches: {report:?}, {took:.1} s")
+            }
+            Err(why) => {
+                failed = true;
+                println!("FAIL late by up to {branches} branches: {}", chain(&why));
+            }
+        }
+    }
+    ExitCode::from(u8::from(failed))
+}
+
+/// The self-test's guest begins with two moves of 5 and 6 bytes.
+fn breakpoints_strike() -> Result<bool, String> {
+    let guest = Guest::for_self_test(1).map_err(|e| e.to_string())?;
+    let mut vcpu = kvm::counted::subject(&guest).map_err(|e| e.to_string())?;
+    let behind = guest.state.rip + 5;
+    let stop = vcpu.go(Motion::Run, &[behind]).map_err(|e| e.to_string())?;
+    let place = vcpu.place().map_err(|e| e.to_string())?;
+    Ok(stop == Stop::Breakpoint && place.rip == behind)
+}
+
+/// Whether QEMU's TCG emulates this machine.
+fn emulated() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
+    let words = [leaf.ebx, leaf.ecx, leaf.edx];
+    let name: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    name == b"TCGTCGTCGTCG"
+}
+
+fn chain(refused: &Refused) -> String {
+    let mut text = refused.to_string();
+    let mut cause = std::error::Error::source(refused);
+    while let Some(why) = cause {
+        text.push_str(&format!(": {why}"));
+        cause = why.source();
+    }
+    text
+}

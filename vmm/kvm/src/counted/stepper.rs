@@ -1,0 +1,207 @@
+//! The engine's vCPU as a landing sees it.
+
+use ::engine::bits::efer;
+use ::engine::{CpuState, EngineError, Exit};
+use landing::{Motion, Place, Stepper, Stop, code_linear, handler};
+
+use crate::debug::Watch;
+use crate::engine::{KvmEngine, Standing};
+use crate::kick;
+use crate::trampoline;
+use crate::vcpu::Raw;
+use crate::vmcb::{Event, at};
+use crate::walk::{self, Paging};
+
+/// DR6: a breakpoint, a step.
+const DR6_BREAKPOINTS: u64 = 0xf;
+const DR6_STEP: u64 = 1 << 14;
+
+impl KvmEngine {
+    /// Signals end KVM_RUN from now on, on this thread.
+    pub(crate) fn hear_kicks(&mut self) -> Result<(), EngineError> {
+        if self.hears == Some(kick::this_thread()) {
+            return Ok(());
+        }
+        kick::block_signal().map_err(EngineError::Host)?;
+        let mask = kick::mask_in_guest().map_err(EngineError::Host)?;
+        self.vcpu.set_signal_mask(mask)?;
+        self.hears = Some(kick::this_thread());
+        Ok(())
+    }
+
+    /// Goes on until something stops it; leaves the debugging on if it was put on.
+    fn go_on(&mut self, motion: Motion, breakpoints: &[u64]) -> Result<Stop, EngineError> {
+        let step = motion == Motion::Step;
+        let watched = step || !breakpoints.is_empty();
+        // Where a handler begins whose event is on its way.
+        let mut delivering = None;
+        let mut inject = false;
+        loop {
+            if let Some(exit) = self.at_boundary(u64::MAX) {
+                return Ok(Stop::Exit(Exit::Boundary(exit)));
+            }
+            let arriving = self.event.is_some() || self.vcpu.event_in_flight();
+            if !arriving && self.standing != Standing::Underway && !inject {
+                if self.is_at(breakpoints) {
+                    return Ok(Stop::Breakpoint);
+                }
+                if std::mem::take(&mut self.kicked) {
+                    return Ok(Stop::Kicked);
+                }
+            }
+            let sent = self.event;
+            if watched || self.kicked {
+                if self.standing == Standing::Trampoline
+                    && let Some(event) = self.enter()?
+                {
+                    delivering = self.handler_of(event);
+                }
+                let mut all = breakpoints.to_vec();
+                all.extend(delivering.filter(|_| self.kicked));
+                self.watch(Watch {
+                    step,
+                    breakpoints: &all,
+                    inject: std::mem::take(&mut inject),
+                })?;
+            } else if self.standing == Standing::Trampoline {
+                self.prepare_entry()?;
+            }
+            self.standing = Standing::Underway;
+            match self.vcpu.run(false)? {
+                Raw::Debug { dr6 } => {
+                    self.standing = Standing::Guest;
+                    if self.is_at(breakpoints) {
+                        return Ok(Stop::Breakpoint);
+                    }
+                    if step && dr6 & DR6_STEP != 0 {
+                        return Ok(Stop::Stepped);
+                    }
+                    let ours = delivering.take().is_some_and(|at| self.is_at(&[at]));
+                    if !ours {
+                        // The guest's own.
+                        self.give_debug_exception(dr6)?;
+                        inject = true;
+                    }
+                }
+                Raw::Interrupted => {
+                    self.take_kick();
+                    let nesting = self.vcpu.nesting()?;
+                    if nesting.in_guest {
+                        // Before its first instruction, perhaps; with no event on its way (that is
+                        // looked at above) it stands there.
+                        self.standing = Standing::Guest;
+                    } else if !trampoline::is_leaving(self.vcpu.seen.regs.rip) {
+                        // VMRUN has not been executed.
+                        self.standing = Standing::Trampoline;
+                        self.event = sent;
+                    }
+                }
+                raw => {
+                    self.unwatch()?;
+                    if let Some(exit) = self.handle(raw)? {
+                        return Ok(Stop::Exit(exit));
+                    }
+                }
+            }
+        }
+    }
+
+    fn watch(&mut self, watch: Watch<'_>) -> Result<(), EngineError> {
+        self.watched = true;
+        self.vcpu.watch(watch)
+    }
+
+    /// Takes breakpoints and steps away. Where the guest was left for the trampoline meanwhile, the
+    /// control block has got the engine's DR7.
+    fn unwatch(&mut self) -> Result<(), EngineError> {
+        if !std::mem::take(&mut self.watched) {
+            return Ok(());
+        }
+        self.vcpu.unwatch(false)?;
+        if !self.vcpu.nesting()?.in_guest {
+            self.vmcb.set_u64(at::DR7, self.guest_dr7);
+        }
+        Ok(())
+    }
+
+    fn is_at(&self, breakpoints: &[u64]) -> bool {
+        !breakpoints.is_empty() && breakpoints.contains(&self.linear())
+    }
+
+    /// CS.base + RIP.
+    fn linear(&self) -> u64 {
+        let rip = self.vcpu.seen.regs.rip;
+        match self.standing {
+            Standing::Guest | Standing::Underway => {
+                let sregs = &self.vcpu.seen.sregs;
+                if sregs.efer & efer::LMA != 0 && sregs.cs.l != 0 {
+                    rip
+                } else {
+                    sregs.cs.base.wrapping_add(rip) & 0xffff_ffff
+                }
+            }
+            Standing::Trampoline => {
+                let state = self.read_state();
+                code_linear(&state, state.rip)
+            }
+        }
+    }
+
+    fn handler_of(&mut self, event: Event) -> Option<u64> {
+        let state = self.read_state();
+        let (Event::Interrupt(vector) | Event::Exception(vector, _)) = event;
+        handler(self, &state, vector)
+    }
+
+    /// What a debug exception of the guest's own leaves in DR6; the exception itself goes with the
+    /// next watch.
+    fn give_debug_exception(&mut self, dr6: u64) -> Result<(), EngineError> {
+        let mut registers = self.vcpu.debug_registers()?;
+        registers.dr6 |= dr6 & (DR6_BREAKPOINTS | DR6_STEP);
+        self.vcpu.set_debug_registers(&registers)
+    }
+}
+
+impl Stepper for KvmEngine {
+    type Error = EngineError;
+
+    fn go(&mut self, motion: Motion, breakpoints: &[u64]) -> Result<Stop, EngineError> {
+        self.hear_kicks()?;
+        let stop = self.go_on(motion, breakpoints);
+        self.unwatch()?;
+        stop
+    }
+
+    fn place(&mut self) -> Result<Place, EngineError> {
+        let at = ::engine::Engine::position(self);
+        Ok(Place {
+            rip: at.rip,
+            rcx: at.rcx,
+        })
+    }
+
+    fn state(&mut self) -> Result<CpuState, EngineError> {
+        Ok(self.read_state())
+    }
+
+    fn read(&mut self, linear: u64, into: &mut [u8]) -> usize {
+        let paging = match self.standing {
+            Standing::Guest | Standing::Underway => {
+                let sregs = &self.vcpu.seen.sregs;
+                Paging {
+                    cr0: sregs.cr0,
+                    cr3: sregs.cr3,
+                    cr4: sregs.cr4,
+                    efer: sregs.efer,
+                }
+            }
+            Standing::Trampoline => Paging {
+                cr0: self.vmcb.u64(at::CR0),
+                cr3: self.vmcb.u64(at::CR3),
+                cr4: self.vmcb.u64(at::CR4),
+                efer: self.vmcb.u64(at::EFER),
+            },
+        };
+        walk::read(&self.ram, &paging, linear, into)
+    }
+}
