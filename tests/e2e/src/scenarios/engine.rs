@@ -84,7 +84,9 @@ fn solo(context: &Context, _seed: u64) -> Result<()> {
 fn one_line(said: &str) -> String {
     let lines = said.lines().filter(|line| !line.contains("; echo "));
     let lines: Vec<&str> = lines.map(str::trim).collect();
-    lines.join(" ").trim().to_owned()
+    // The shell turns bracketed paste on and off.
+    let text = lines.join(" ").replace("\u{1b}[?2004l", "");
+    text.replace("\u{1b}[?2004h", "").trim().to_owned()
 }
 
 /// All of memory, now, on both; an error if it differs or the backup does not say.
