@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -26,6 +27,17 @@ const LONG: Duration = Duration::from_secs(180);
 const LOG_LINES: usize = 25;
 /// When the console's shell is asked again whether it is there.
 const SHELL_AGAIN: Duration = Duration::from_secs(3);
+
+/// What the replicas of machines said last that were let go without being ended.
+static LEFT: Mutex<String> = Mutex::new(String::new());
+
+/// What the replicas said last of the machines that were let go since the last call, without being
+/// ended: those of a test that failed, for one.
+pub fn take_left() -> String {
+    LEFT.lock()
+        .map(|mut left| std::mem::take(&mut *left))
+        .unwrap_or_default()
+}
 
 /// A word as it is typed in a shell, and as the shell prints it.
 fn word() -> (String, String) {
@@ -208,17 +220,19 @@ impl Machine {
         bail!("all replicas have ended")
     }
 
-    /// Shows the last lines of what the replicas logged.
-    fn show_logs(&self) {
+    /// The last lines of what the replicas logged.
+    fn last_logged(&self) -> String {
+        let mut text = String::new();
         for replica in &self.running.replicas {
             let name = format!("replica-{}", replica.id);
             let log = self.log(&name);
             let from = log.lines().count().saturating_sub(LOG_LINES);
-            eprintln!("  {name} said last:");
+            text += &format!("  {name} said last:\n");
             for line in log.lines().skip(from) {
-                eprintln!("    {line}");
+                text += &format!("    {line}\n");
             }
         }
+        text
     }
 
     /// The last lines of the guest's console, for an error.
@@ -358,8 +372,10 @@ impl Drop for Machine {
         if self.keep {
             return;
         }
-        // Nobody has ended it as one should: something went wrong before.
-        self.show_logs();
+        // Whoever has let it go may have failed, and then wants to know.
+        if let Ok(mut left) = LEFT.lock() {
+            left.push_str(&self.last_logged());
+        }
         if let Err(why) = home::end(&self.home) {
             eprintln!("the machine could not be ended: {why:#}");
         }

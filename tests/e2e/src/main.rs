@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
-use cli::{eprintln, println};
+use cli::{eprintln, print, println};
 use e2e::conditions::Conditions;
 use e2e::scenarios::{self, Context, Scenario};
-use e2e::wait;
+use e2e::{machine, wait};
 
 /// Runs Lockstep's end-to-end tests: whole machines, real kills, verified histories.
 #[derive(Parser)]
@@ -88,6 +88,7 @@ fn run(args: &Args, chosen: &[Scenario]) -> Result<u32> {
             let started = Instant::now();
             let outcome = (scenario.run)(&context, seed);
             let seconds = started.elapsed().as_secs_f64();
+            let said = machine::take_left();
             wait::interrupted()?;
             match outcome {
                 Ok(()) => {
@@ -95,6 +96,7 @@ fn run(args: &Args, chosen: &[Scenario]) -> Result<u32> {
                     println!("  passed, {seconds:.1} s");
                 }
                 Err(why) => {
+                    print!("{said}");
                     println!("  FAILED, {seconds:.1} s: {why:#}");
                     failures.push(format!("{} (to repeat: {again})", scenario.name));
                 }
