@@ -7,6 +7,8 @@ pub enum Needs {
     Nothing,
     /// Positions that count instructions: the case stops at one, or looks at the count.
     Instructions,
+    /// Positions between exits, whatever they count.
+    Positions,
     /// What Lockstep's own processor does where the SDM leaves a choice: a TLB that is coherent with
     /// the tables, 40 bits of physical addresses, accesses outside RAM in naturally aligned pieces;
     /// and where AMD and Intel differ (SYSENTER in 64-bit code, SYSCALL in 32-bit code).
@@ -32,6 +34,9 @@ const INSTRUCTIONS: &[&str] = &[
     "outside: state while a read is pending",
     "modes: real, protected, long",
     "system: the clock is a function of the position",
+];
+
+const POSITIONS: &[&str] = &[
     "positions: stop everywhere",
     "positions: stop everywhere in real mode",
     "positions: save and restore everywhere",
@@ -87,6 +92,7 @@ const SILICON: &[&str] = &[
 pub fn needs(name: &str) -> Needs {
     let lists = [
         (INSTRUCTIONS, Needs::Instructions),
+        (POSITIONS, Needs::Positions),
         (MODEL, Needs::Model),
         (SILICON, Needs::Silicon),
     ];
@@ -103,7 +109,7 @@ mod tests {
     #[test]
     fn every_name_is_a_case() {
         let cases = crate::cases();
-        for name in [INSTRUCTIONS, MODEL, SILICON].concat() {
+        for name in [INSTRUCTIONS, POSITIONS, MODEL, SILICON].concat() {
             assert!(cases.iter().any(|case| case.name == name), "{name}");
         }
     }

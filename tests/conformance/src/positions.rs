@@ -64,6 +64,7 @@ fn busy(make: Maker) -> Result<Rig, String> {
     let user = assemble!(64, at::USER_CODE, |a| {
         let mut f = a.create_label();
         let mut go = a.create_label();
+        let mut again = a.create_label();
         a.jmp(go)?;
         a.set_label(&mut f)?;
         a.add(rbx, 3)?;
@@ -74,6 +75,10 @@ fn busy(make: Maker) -> Result<Rig, String> {
         a.call(f)?;
         a.push(rbx)?;
         a.pop(rbp)?;
+        a.mov(edx, 5)?;
+        a.set_label(&mut again)?;
+        a.dec(edx)?;
+        a.jne(again)?;
         a.int(0x80)?;
         a.syscall()?;
     });
@@ -128,20 +133,17 @@ fn finish(rig: &mut Rig, interrupts: &[u64]) -> Result<(), String> {
     Ok(())
 }
 
-/// Where interrupts can be taken in `rig`, a few of them.
+/// Where interrupts can be taken in `rig`, a few of them; each is put in, since its handler moves
+/// what comes behind it.
 fn interrupt_points(mut rig: Rig) -> Result<Vec<u64>, String> {
     let mut points = Vec::new();
     while rig.run_to(Some(rig.engine.position().count + 1))? == End::Reached {
         if rig.engine.can_interrupt() && points.len() < 3 {
             points.push(rig.engine.position().count);
+            rig.engine.inject(0x20).map_err(|e| e.to_string())?;
         }
     }
-    // Each handler of an earlier one retires two instructions.
-    Ok(points
-        .iter()
-        .enumerate()
-        .map(|(i, p)| p + 2 * i as u64)
-        .collect())
+    Ok(points)
 }
 
 fn everywhere(make: Maker) -> Result<(), String> {

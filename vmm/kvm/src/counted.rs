@@ -4,8 +4,10 @@
 //! so breakpoints are set only once the vCPU is in the guest ([`KvmEngine::enter`]): VMRUN itself is
 //! stepped, which stops behind it with nothing of the guest executed.
 
+mod engine;
 mod stepper;
 mod subject;
+mod tally;
 
 use ::engine::EngineError;
 use ::engine::bits::rflags;
@@ -18,7 +20,9 @@ use crate::trampoline;
 use crate::vcpu::Raw;
 use crate::vmcb::{Event, at};
 
+pub use self::engine::{CountedEngine, Watched};
 pub use subject::{NoSubject, subject};
+pub(crate) use tally::Tally;
 
 /// Debug exits of the trampoline before its VMRUN, at most.
 const MAX_STEPS: u32 = 16;
@@ -58,7 +62,7 @@ impl KvmEngine {
                 }
                 Raw::Interrupted => {
                     self.vcpu.unwatch(false)?;
-                    self.take_kick();
+                    self.take_kick()?;
                 }
                 raw => {
                     let what = format!("{raw:?} where VMRUN should have been stepped");
@@ -71,10 +75,15 @@ impl KvmEngine {
     }
 
     /// Takes the signal that ended KVM_RUN, if it is one of ours.
-    fn take_kick(&mut self) {
-        if kick::take_signal() {
-            self.once = None;
-            self.kicked = true;
+    fn take_kick(&mut self) -> Result<(), EngineError> {
+        if !kick::take_signal() {
+            return Ok(());
+        }
+        self.once = None;
+        self.kicked = true;
+        match &self.kick {
+            Some(kick) => kick.arm().map_err(EngineError::Host),
+            None => Ok(()),
         }
     }
 }

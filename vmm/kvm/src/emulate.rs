@@ -113,7 +113,7 @@ impl KvmEngine {
                 .set_u64(at::DR6, self.vmcb.u64(at::DR6) | SINGLE_STEP);
             self.event = Some(Event::Exception(vector::DB, None));
         }
-        self.count += 1;
+        self.exited();
     }
 
     fn fault(&mut self, event: Event) {

@@ -19,6 +19,7 @@ use kvm_ioctls::Kvm;
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
+use crate::counted::Tally;
 use crate::errors::{call, stopped};
 use crate::kick::Kick;
 use crate::ram::Ram;
@@ -74,6 +75,14 @@ pub struct KvmEngine {
     pub(crate) ram: Ram,
     pub(crate) standing: Standing,
     pub(crate) count: u64,
+    /// Adds the branches that the guest has retired to the count, where positions are counted so.
+    pub(crate) tally: Option<Tally>,
+    /// Nothing of the guest was executed since the count became what it is.
+    pub(crate) first: bool,
+    /// The count at which a vCPU that is watched stops behind an exit; and how many exits it may
+    /// have before it stops to be aimed anew.
+    pub(crate) until: u64,
+    pub(crate) exits_left: u32,
     pub(crate) clock: ClockBase,
     /// The guest's MSRs; `efer` and `kernel_gs_base` may be older than the vCPU's.
     pub(crate) msrs: Msrs,
@@ -88,8 +97,8 @@ pub struct KvmEngine {
     pending: Option<Pending>,
     /// Writes that have not been handed out yet.
     writes: VecDeque<Boundary>,
-    limit: Option<Duration>,
-    kick: Option<Kick>,
+    pub(crate) limit: Option<Duration>,
+    pub(crate) kick: Option<Kick>,
     /// The thread whose signals end KVM_RUN.
     pub(crate) hears: Option<libc::pid_t>,
     /// A kick that comes once, for a landing; and that one has come.
@@ -158,6 +167,10 @@ impl KvmEngine {
             ram,
             standing: Standing::Trampoline,
             count: 0,
+            tally: None,
+            first: true,
+            until: u64::MAX,
+            exits_left: u32::MAX,
             clock: ClockBase::at_power_on(NS_PER_EXIT),
             msrs: Msrs::default(),
             halted: false,
@@ -190,7 +203,7 @@ impl KvmEngine {
                 self.prepare_entry()?;
             }
             self.standing = Standing::Underway;
-            let raw = self.vcpu.run(false)?;
+            let raw = self.run_guest()?;
             if let Some(exit) = self.handle(raw)? {
                 return Ok(exit);
             }
@@ -212,7 +225,22 @@ impl KvmEngine {
             let interrupts_enabled = self.rflags() & rflags::IF != 0;
             return Some(Boundary::Halt { interrupts_enabled });
         }
-        (self.count == until).then_some(Boundary::Reached)
+        let reached = self.count == until && (self.first || self.tally.is_none());
+        reached.then_some(Boundary::Reached)
+    }
+
+    /// Runs the guest, and adds to the count what it has retired.
+    pub(crate) fn run_guest(&mut self) -> Result<Raw, EngineError> {
+        self.first = false;
+        let raw = self.vcpu.run(false)?;
+        self.tally()?;
+        Ok(raw)
+    }
+
+    /// An exit has completed.
+    pub(crate) fn exited(&mut self) {
+        self.count += 1;
+        self.first = true;
     }
 
     /// Before a VMRUN: what the guest may have written over, and what KVM does not carry along.
@@ -273,7 +301,7 @@ impl KvmEngine {
                 self.complete_msr(done.then_some(value))
             }
             Raw::Halt => {
-                self.count += 1;
+                self.exited();
                 self.halted = true;
                 Ok(None)
             }
@@ -316,6 +344,17 @@ impl KvmEngine {
         Exit::Pending(read)
     }
 
+    /// Gives a pending read its value, if one is pending.
+    pub(crate) fn begin(&mut self, entry: Entry) -> Result<Option<Exit>, EngineError> {
+        let expected = match (self.pending, entry) {
+            (None, Entry::Resume) => return Ok(None),
+            (Some(pending), Entry::Answer(value)) => return self.answer(pending, value),
+            (None, Entry::Answer(_)) => "no read is pending: resume it",
+            (Some(_), Entry::Resume) => "a read is pending: answer it",
+        };
+        Err(EngineError::WrongEntry { entry, expected })
+    }
+
     fn answer(&mut self, pending: Pending, value: u64) -> Result<Option<Exit>, EngineError> {
         match pending.read {
             PendingRead::Io { size, .. } => {
@@ -340,7 +379,7 @@ impl KvmEngine {
     fn settle(&mut self) -> Result<Option<Exit>, EngineError> {
         match self.vcpu.run(true)? {
             Raw::Interrupted => {
-                self.count += 1;
+                self.exited();
                 Ok(None)
             }
             raw => self.handle(raw),
@@ -352,7 +391,9 @@ impl KvmEngine {
         self.vcpu.answer_msr(value);
         match self.vcpu.run(true)? {
             Raw::Interrupted => {
-                self.count += u64::from(value.is_some());
+                if value.is_some() {
+                    self.exited();
+                }
                 Ok(None)
             }
             raw => Err(stopped(
@@ -388,7 +429,7 @@ impl KvmEngine {
     }
 
     /// The timer that kicks this thread runs if there is a limit.
-    fn arm(&mut self) -> Result<(), EngineError> {
+    pub(crate) fn arm(&mut self) -> Result<(), EngineError> {
         let Some(limit) = self.limit else {
             return Ok(());
         };
@@ -436,25 +477,8 @@ impl Engine for KvmEngine {
             return Err(EngineError::PositionPassed { asked, now });
         }
         self.arm()?;
-        match (self.pending, entry) {
-            (None, Entry::Resume) => {}
-            (Some(pending), Entry::Answer(value)) => {
-                if let Some(exit) = self.answer(pending, value)? {
-                    return Ok(exit);
-                }
-            }
-            (None, Entry::Answer(_)) => {
-                return Err(EngineError::WrongEntry {
-                    entry,
-                    expected: "no read is pending: resume it",
-                });
-            }
-            (Some(_), Entry::Resume) => {
-                return Err(EngineError::WrongEntry {
-                    entry,
-                    expected: "a read is pending: answer it",
-                });
-            }
+        if let Some(exit) = self.begin(entry)? {
+            return Ok(exit);
         }
         self.go(until.unwrap_or(u64::MAX))
     }
@@ -535,6 +559,7 @@ impl Engine for KvmEngine {
         self.write_state(state)?;
         self.standing = Standing::Trampoline;
         self.count = state.count;
+        self.first = true;
         self.kicked_at = u64::MAX;
         self.msrs = state.msrs;
         self.halted = state.halted;

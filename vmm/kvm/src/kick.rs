@@ -79,7 +79,7 @@ impl Kick {
     }
 
     /// The next kick comes after one period from now.
-    fn arm(&self) -> io::Result<()> {
+    pub fn arm(&self) -> io::Result<()> {
         let times = libc::itimerspec {
             it_interval: libc::timespec {
                 tv_sec: 0,

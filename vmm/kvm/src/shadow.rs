@@ -45,7 +45,7 @@ impl KvmEngine {
         self.vcpu.request_window(false);
         self.vcpu.watch(Watch::STEP)?;
         self.standing = Standing::Underway;
-        let raw = self.vcpu.run(false);
+        let raw = self.run_guest();
         self.vcpu.unwatch(false)?;
         self.vcpu.request_window(true);
         match raw? {

@@ -1,5 +1,6 @@
-//! Runs the landing's self-test on real KVM with a counter that is made of stepping
-//! ([`truth`]): `kvm-landing [SEED [RECORDINGS REPLAYS PASSES]]`. Ends with 1 if it is refused.
+//! Positions by branches on real KVM, with a counter that is made of stepping ([`truth`]): the
+//! landing's self-test, and the conformance guests that stop at positions ([`conforms`]).
+//! `kvm-landing [SEED [RECORDINGS REPLAYS PASSES]]`; ends with 1 if something fails.
 //!
 //! QEMU before 10 does not load a nested guest's breakpoints: there nothing can be tested, and it says
 //! so.
@@ -7,6 +8,7 @@
 //! What it shows: breakpoints, steps, exits and interrupts of the engine's vCPU are what a landing
 //! takes them for. What it cannot show is anything of a processor's own counter.
 
+mod conforms;
 mod truth;
 
 use std::process::ExitCode;
@@ -44,34 +46,36 @@ fn main() -> ExitCode {
         passes: number(3, 2),
     };
     let seed = u64::from(number(0, 1));
-    let mut failed = false;
+    let tested = self_test(seed, effort);
+    let conforms = conforms::run();
+    ExitCode::from(u8::from(!(tested && conforms)))
+}
+
+/// The landing's own test, with a counter as late as that.
+fn self_test(seed: u64, effort: Effort) -> bool {
+    let mut passed = true;
     for (bound, branches, instructions) in LATENESS {
+        let lateness = truth::Lateness {
+            bound,
+            branches,
+            instructions,
+        };
         let begun = Instant::now();
         let mut made = 0;
         let result = landing::self_test(seed, effort, &mut |guest| {
             made += 1;
-            truth::make(
-                guest,
-                truth::Lateness {
-                    bound,
-                    branches,
-                    instructions,
-                },
-                seed + made,
-            )
+            truth::make(guest, lateness, seed + made)
         });
         let took = begun.elapsed().as_secs_f64();
         match result {
-            Ok(report) => {
-                println!("ok   late by up to {branches} branches: {report:?}, {took:.1} s")
-            }
+            Ok(report) => println!("ok   late by up to {branches}: {report:?}, {took:.1} s"),
             Err(why) => {
-                failed = true;
-                println!("FAIL late by up to {branches} branches: {}", chain(&why));
+                passed = false;
+                println!("FAIL late by up to {branches}: {}", chain(&why));
             }
         }
     }
-    ExitCode::from(u8::from(failed))
+    passed
 }
 
 /// The self-test's guest begins with two moves of 5 and 6 bytes.

@@ -4,12 +4,13 @@
 //! The vCPU that a landing sees is made of that: it stops at breakpoints by comparing addresses, and
 //! is kicked late, by branches and by instructions, as processors do.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine::{CpuState, EngineError};
+use engine::{Boundary, CpuState, EngineError, Exit};
+use iced_x86::Mnemonic;
 use kvm::KvmEngine;
+use kvm::counted::Watched;
 use landing::{
     BranchCounter, CounterError, Current, Guest, Motion, Place, Stepper, Stop, Subject, advance,
     blocks_debug, code_linear, decode,
@@ -42,7 +43,7 @@ struct Pmu {
 /// The vCPU.
 pub struct Walked {
     vcpu: KvmEngine,
-    pmu: Rc<RefCell<Pmu>>,
+    pmu: Arc<Mutex<Pmu>>,
     /// No breakpoint strikes here.
     hidden: bool,
     /// Instructions until the self-test's own kick.
@@ -51,13 +52,22 @@ pub struct Walked {
 
 /// The counter.
 pub struct Truth {
-    pmu: Rc<RefCell<Pmu>>,
+    pmu: Arc<Mutex<Pmu>>,
+}
+
+fn lock(pmu: &Mutex<Pmu>) -> MutexGuard<'_, Pmu> {
+    pmu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A vCPU with the self-test's guest, and its counter.
 pub fn make(guest: &Guest, lateness: Lateness, seed: u64) -> Result<(Walked, Truth), String> {
     let vcpu = kvm::counted::subject(guest).map_err(|e| e.to_string())?;
-    let pmu = Rc::new(RefCell::new(Pmu {
+    Ok(of(vcpu, lateness, seed))
+}
+
+/// The vCPU with a counter.
+pub fn of(vcpu: KvmEngine, lateness: Lateness, seed: u64) -> (Walked, Truth) {
+    let pmu = Arc::new(Mutex::new(Pmu {
         branches: 0,
         kick_at: None,
         arrives_in: None,
@@ -66,11 +76,11 @@ pub fn make(guest: &Guest, lateness: Lateness, seed: u64) -> Result<(Walked, Tru
     }));
     let walked = Walked {
         vcpu,
-        pmu: Rc::clone(&pmu),
+        pmu: Arc::clone(&pmu),
         hidden: false,
         kick_in: None,
     };
-    Ok((walked, Truth { pmu }))
+    (walked, Truth { pmu })
 }
 
 impl Walked {
@@ -97,14 +107,15 @@ impl Walked {
             }
         }
         for current in &retired {
-            let mut pmu = self.pmu.borrow_mut();
+            let mut pmu = lock(&self.pmu);
             if current.is_conditional() && is_behind(current, rip) {
                 pmu.retire();
             }
             pmu.instruction();
             self.kick_in = self.kick_in.map(|n| n.saturating_sub(1));
         }
-        let lost = matches!(stop, Stop::Exit(_)) && rip != current.instruction.next_ip();
+        let halted = matches!(stop, Stop::Exit(Exit::Boundary(Boundary::Halt { .. })));
+        let lost = halted && current.instruction.mnemonic() != Mnemonic::Hlt;
         if lost {
             return Err(EngineError::Hypervisor(format!(
                 "lost sight of the guest at {:#x}: it is at {rip:#x} already",
@@ -112,11 +123,8 @@ impl Walked {
             )));
         }
         match stop {
-            Stop::Exit(_) => Ok(Some(stop)),
+            Stop::Exit(_) | Stop::Kicked => Ok(Some(stop)),
             Stop::Breakpoint | Stop::Stepped => Ok(None),
-            Stop::Kicked => Err(EngineError::Hypervisor(
-                "a kick that nobody asked for".to_owned(),
-            )),
         }
     }
 
@@ -125,7 +133,7 @@ impl Walked {
             self.kick_in = None;
             return true;
         }
-        let mut pmu = self.pmu.borrow_mut();
+        let mut pmu = lock(&self.pmu);
         pmu.arrives_in.take_if(|n| *n == 0).is_some()
     }
 }
@@ -187,6 +195,16 @@ impl Stepper for Walked {
     }
 }
 
+impl Watched for Walked {
+    fn engine(&self) -> &KvmEngine {
+        &self.vcpu
+    }
+
+    fn engine_mut(&mut self) -> &mut KvmEngine {
+        &mut self.vcpu
+    }
+}
+
 impl Subject for Walked {
     fn inject(&mut self, vector: u8) -> Result<(), EngineError> {
         Subject::inject(&mut self.vcpu, vector)
@@ -201,11 +219,11 @@ impl Subject for Walked {
 
 impl BranchCounter for Truth {
     fn read(&mut self) -> Result<u64, CounterError> {
-        Ok(self.pmu.borrow().branches)
+        Ok(lock(&self.pmu).branches)
     }
 
     fn arm(&mut self, at: u64) -> Result<(), CounterError> {
-        let mut pmu = self.pmu.borrow_mut();
+        let mut pmu = lock(&self.pmu);
         let now = pmu.branches;
         if at <= now {
             return Err(CounterError::Passed { asked: at, now });
@@ -217,11 +235,11 @@ impl BranchCounter for Truth {
     }
 
     fn disarm(&mut self) -> Result<(), CounterError> {
-        self.pmu.borrow_mut().kick_at = None;
+        lock(&self.pmu).kick_at = None;
         Ok(())
     }
 
     fn skid(&self) -> u64 {
-        self.pmu.borrow().lateness.bound
+        lock(&self.pmu).lateness.bound
     }
 }

@@ -37,7 +37,7 @@ impl KvmEngine {
         let mut delivering = None;
         let mut inject = false;
         loop {
-            if let Some(exit) = self.at_boundary(u64::MAX) {
+            if let Some(exit) = self.at_boundary(self.until) {
                 return Ok(Stop::Exit(Exit::Boundary(exit)));
             }
             let arriving = self.event.is_some() || self.vcpu.event_in_flight();
@@ -67,7 +67,7 @@ impl KvmEngine {
                 self.prepare_entry()?;
             }
             self.standing = Standing::Underway;
-            match self.vcpu.run(false)? {
+            match self.run_guest()? {
                 Raw::Debug { dr6 } => {
                     self.standing = Standing::Guest;
                     if self.is_at(breakpoints) {
@@ -84,7 +84,7 @@ impl KvmEngine {
                     }
                 }
                 Raw::Interrupted => {
-                    self.take_kick();
+                    self.take_kick()?;
                     let nesting = self.vcpu.nesting()?;
                     if nesting.in_guest {
                         // Before its first instruction, perhaps; with no event on its way (that is
@@ -101,6 +101,8 @@ impl KvmEngine {
                     if let Some(exit) = self.handle(raw)? {
                         return Ok(Stop::Exit(exit));
                     }
+                    self.exits_left = self.exits_left.saturating_sub(1);
+                    self.kicked |= self.exits_left == 0;
                 }
             }
         }
