@@ -1,8 +1,8 @@
 //! A point in the instruction stream of the one vCPU.
 //!
 //! What `count` counts is the engine's business and is written in the log's header
-//! ([`crate::CountUnit`]): retired instructions for `soft`, retired conditional branches or the
-//! ordinal of the deterministic exit for `kvm`. Where a count does not name one instruction, RIP
+//! ([`crate::CountUnit`]): retired instructions for `soft`, deterministic exits for `kvm`, or those and
+//! retired conditional branches. Where a count does not name one instruction, RIP
 //! and RCX (the iterations that a REP string instruction still has to do) tell the candidates
 //! apart. They also check every replayed event.
 

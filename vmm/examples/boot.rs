@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use devices::{BoardSpec, DiskOp, DiskRequest, DiskStatus, Input, Output};
 use engine::Engine;
+use ftlog::CountUnit;
 use vmm::boot::{BootMode, BootSpec};
 use vmm::machine::{Machine, Stop};
 use vmm::memory::GuestRam;
@@ -54,7 +55,8 @@ fn run(mut machine: Machine, mut disk: Option<Disk>) -> Result<()> {
     let until = std::env::var("BOOT_UNTIL").unwrap_or_default();
     let stretch: u64 = std::env::var("BOOT_STRETCH_MS").map_or(Ok(4), |ms| ms.parse())?;
     machine.set_stretch_limit(Some(Duration::from_millis(stretch)));
-    let slice = if machine.counts_exits() { 20 } else { 50_000 };
+    let by_exits = machine.engine_info().counts == CountUnit::Exits;
+    let slice = if by_exits { 20 } else { 50_000 };
     let started = Instant::now();
     let mut stretches = 0;
     let mut console = String::new();

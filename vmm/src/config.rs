@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use flags::ConfigFlags;
 pub use sections::{
     AppendFsync, Boot, Console, Detect, Disk, DiskReads, Endpoints, EngineKind, Ft, Guest, Hash,
-    Lag, Log, Net, Vm,
+    Lag, Log, Net, Positions, Vm,
 };
 pub use values::{Address, ByteSize, Forward, Mac, NetMode, RamSize, Seed};
 

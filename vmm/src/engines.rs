@@ -6,11 +6,11 @@
 use engine::{Engine, EngineError};
 use kvm::probe::Probe;
 
-use crate::config::EngineKind;
+use crate::config::{EngineKind, Positions, Vm};
 use crate::memory::GuestRam;
 
 /// Makes the engine that the configuration asks for, on this memory.
-pub type MakeEngine = fn(EngineKind, &GuestRam) -> Result<Box<dyn Engine>, NoEngine>;
+pub type MakeEngine = fn(&Vm, &GuestRam) -> Result<Box<dyn Engine>, NoEngine>;
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,11 @@ pub enum NoEngine {
          and \"auto\" takes the best engine that there is"
     )]
     NoKvm { why: String, fix: String },
+    #[error(
+        "vm.positions = \"branches\" is not possible on this host: {why}; \"exits\" needs no counter, \
+         and \"auto\" finds out"
+    )]
+    NoCounter { why: String },
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -51,9 +56,34 @@ pub fn choose() -> Choice {
     Choice { engine, why, probe }
 }
 
+/// What the kvm engine counts on this host, and in one line why. Takes some seconds where there is a
+/// counter.
+pub fn positions(asked: Positions) -> Result<(Positions, String), NoEngine> {
+    if asked == Positions::Exits {
+        return Ok((asked, "asked for".to_owned()));
+    }
+    let found = kvm::positions();
+    let why = found.why.clone();
+    match (found.by_branches, asked) {
+        (true, _) => Ok((Positions::Branches, why)),
+        (false, Positions::Branches) => Err(NoEngine::NoCounter { why }),
+        (false, _) => Ok((Positions::Exits, why)),
+    }
+}
+
+fn kvm(asked: Positions, ram: &GuestRam) -> Result<Box<dyn Engine>, NoEngine> {
+    let (positions, why) = positions(asked)?;
+    tracing::info!(positions = positions.name(), why, "positions chosen");
+    let engine = kvm::KvmEngine::new(ram.memory())?;
+    Ok(match positions {
+        Positions::Branches => kvm::counted(engine)?,
+        Positions::Auto | Positions::Exits => Box::new(engine),
+    })
+}
+
 /// The engines of this build.
-pub fn make(kind: EngineKind, ram: &GuestRam) -> Result<Box<dyn Engine>, NoEngine> {
-    match kind {
+pub fn make(config: &Vm, ram: &GuestRam) -> Result<Box<dyn Engine>, NoEngine> {
+    match config.engine {
         EngineKind::Soft => Ok(Box::new(soft::SoftEngine::new(ram.memory())?)),
         EngineKind::Kvm => {
             if let Some(check) = kvm::probe::probe().failure() {
@@ -62,7 +92,7 @@ pub fn make(kind: EngineKind, ram: &GuestRam) -> Result<Box<dyn Engine>, NoEngin
                     fix: check.fix.clone().unwrap_or_default(),
                 });
             }
-            Ok(Box::new(kvm::KvmEngine::new(ram.memory())?))
+            kvm(config.positions, ram)
         }
         EngineKind::Auto => {
             let choice = choose();
@@ -72,8 +102,10 @@ pub fn make(kind: EngineKind, ram: &GuestRam) -> Result<Box<dyn Engine>, NoEngin
                 "engine chosen"
             );
             match choice.engine {
-                EngineKind::Kvm => Ok(Box::new(kvm::KvmEngine::new(ram.memory())?)),
-                EngineKind::Auto | EngineKind::Soft => make(EngineKind::Soft, ram),
+                EngineKind::Kvm => kvm(config.positions, ram),
+                EngineKind::Auto | EngineKind::Soft => {
+                    Ok(Box::new(soft::SoftEngine::new(ram.memory())?))
+                }
             }
         }
     }

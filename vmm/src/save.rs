@@ -75,7 +75,7 @@ impl SavedEngine {
             let (saved, ours) = (said(self), said(ours));
             Some(format!(
                 "it was saved with engine {saved}, this machine has engine {ours}; start it with \
-                 the same --engine"
+                 the same --engine and --positions"
             ))
         } else if self.cpuid_hash != ours.cpuid_hash {
             Some(format!(

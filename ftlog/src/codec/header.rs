@@ -24,7 +24,7 @@ const REGIONS_MAX: usize = 64;
 pub enum CountUnit {
     /// Retired instructions, one for each REP iteration.
     Instructions,
-    /// Retired conditional branches.
+    /// Retired conditional branches and completed exits.
     Branches,
     /// Deterministic exits.
     Exits,
@@ -91,7 +91,7 @@ pub enum Mismatch {
     )]
     Engine { ours: String, theirs: String },
     #[error(
-        "this replica counts {ours}, the log counts {theirs}; both hosts need the same kind of counter"
+        "this replica counts {ours}, the log counts {theirs}; start both with the same --positions (\"exits\" needs no counter of the processor)"
     )]
     Counts { ours: CountUnit, theirs: CountUnit },
     #[error(

@@ -517,7 +517,10 @@ fn each_difference_between_headers_has_its_message() {
             },
         ),
         ("--engine", |h| h.engine = "kvm".into()),
-        ("counts", |h| h.counts = CountUnit::Branches),
+        (
+            "the log counts conditional branches; start both with the same --positions",
+            |h| h.counts = CountUnit::Branches,
+        ),
         ("CPUID", |h| h.cpuid = 9),
         ("memory", |h| h.memory[0].len = 1 << 30),
         ("board", |h| h.board = 9),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use engine::{Boundary, ClockBase, CpuState, Engine, EngineError, EngineInfo, Entry, Exit};
 use ftlog::{CountUnit, Position};
 use soft::SoftEngine;
-use vmm::config::EngineKind;
+use vmm::config::Vm;
 use vmm::engines::NoEngine;
 use vmm::memory::GuestRam;
 
@@ -22,7 +22,7 @@ const ADRIFT: Range<u64> = 20_000..200_000;
 const NS_PER_EXIT: u64 = 500;
 
 /// For `ft-vmm` and for replicas in tests, whatever engine their configuration asks for.
-pub fn make(_: EngineKind, ram: &GuestRam) -> Result<Box<dyn Engine>, NoEngine> {
+pub fn make(_: &Vm, ram: &GuestRam) -> Result<Box<dyn Engine>, NoEngine> {
     let seed = u64::from(std::process::id());
     Ok(Box::new(ExitEngine::new(
         SoftEngine::new(ram.memory())?,

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use vmm::config::{Config, EngineKind, NetMode, Seed};
+use vmm::config::{Config, EngineKind, NetMode, Seed, Vm};
 use vmm::engines::{self, MakeEngine};
 use vmm::errors::chain;
 use vmm::memory::{GuestRam, MIN_RAM};
@@ -58,7 +58,13 @@ fn spec(
 #[test]
 fn an_engine_that_is_not_in_the_build_is_told_as_such() {
     let ram = GuestRam::new(MIN_RAM).unwrap();
-    let info = |kind| engines::make(kind, &ram).map(|engine| engine.info());
+    let info = |engine| {
+        let vm = Vm {
+            engine,
+            ..Vm::default()
+        };
+        engines::make(&vm, &ram).map(|engine| engine.info())
+    };
     assert_eq!(info(EngineKind::Soft).unwrap().name, "soft");
     assert_eq!(info(EngineKind::Auto).unwrap().name, "soft");
     let why = info(EngineKind::Kvm).unwrap_err().to_string();

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use vmm::config::{ByteSize, Config, ConfigError, EngineKind, Net, NetMode, Seed};
+use vmm::config::{ByteSize, Config, ConfigError, EngineKind, Net, NetMode, Positions, Seed};
+use vmm::engines::NoEngine;
 use vmm::machine::Off;
 use vmm::save::{About, LoadError};
 use wire::control::{ControlAddr, Protection, Role};
@@ -31,6 +32,8 @@ pub enum UpError {
     RunDir(#[from] RunDirError),
     #[error("the Debian guest could not be built")]
     Guest(#[from] guest_images::BuildError),
+    #[error(transparent)]
+    Engine(#[from] NoEngine),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
@@ -173,7 +176,7 @@ impl Starting {
 
     fn all(&mut self, teller: &mut Teller) -> Result<(), UpError> {
         self.check_saved()?;
-        self.engine(teller);
+        self.engine(teller)?;
         let built = self.guest(teller);
         // Ctrl-C also ends the programs that build the guest, which is then no fault of theirs.
         go_on()?;
@@ -205,21 +208,30 @@ impl Starting {
         self.config.boot = saved.boot;
         self.config.guest = saved.guest;
         self.config.vm.engine = self.config.vm.engine.or_named(&about.engine.name);
+        if self.config.vm.positions == Positions::Auto {
+            self.config.vm.positions = saved.vm.positions;
+        }
         Ok(())
     }
 
     /// Both replicas get the same engine, and the log's configuration names it.
-    fn engine(&mut self, teller: &mut Teller) {
-        if self.config.vm.engine != EngineKind::Auto {
-            return;
+    fn engine(&mut self, teller: &mut Teller) -> Result<(), UpError> {
+        let vm = &mut self.config.vm;
+        if vm.engine == EngineKind::Auto {
+            let choice = vmm::engines::choose();
+            vm.engine = choice.engine;
+            teller.step(&format!(
+                "engine: {} ({})",
+                choice.engine.name(),
+                choice.why
+            ));
         }
-        let choice = vmm::engines::choose();
-        self.config.vm.engine = choice.engine;
-        teller.step(&format!(
-            "engine: {} ({})",
-            choice.engine.name(),
-            choice.why
-        ));
+        if vm.engine == EngineKind::Kvm && vm.positions == Positions::Auto {
+            let (positions, why) = vmm::engines::positions(vm.positions)?;
+            vm.positions = positions;
+            teller.step(&format!("positions: {} ({why})", positions.name()));
+        }
+        Ok(())
     }
 
     /// Kernel, initrd and command line; of the Debian guest unless something else is named.

@@ -5,6 +5,7 @@
 //! stepped, which stops behind it with nothing of the guest executed.
 
 mod engine;
+mod host;
 mod stepper;
 mod subject;
 mod tally;
@@ -21,6 +22,7 @@ use crate::vcpu::Raw;
 use crate::vmcb::{Event, at};
 
 pub use self::engine::{CountedEngine, Watched};
+pub use host::HostCounter;
 pub use subject::{NoSubject, subject};
 pub(crate) use tally::Tally;
 

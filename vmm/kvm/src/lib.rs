@@ -5,12 +5,14 @@
 //! function of the guest's own state, so asynchronous events are put in only there, and two replicas
 //! agree without a counter of instructions. A guest that computes for long without an exit is
 //! stopped by a timer ([`engine::Exit::Adrift`]); its whole state is then sent along.
+//! With a counter of branches positions are closer ([`counted`]).
 //!
 //! * `trampoline`, `vmcb`: a tiny hypervisor in the VM that makes RDTSC trap.
 //! * `vm`, `vcpu`, `kick`: KVM itself, without any decision about the guest.
 //! * `engine`, `emulate`, `walk`: the run loop, and the intercepted instructions.
 //! * `shadow`: where interrupts may not enter.
-//! * `debug`, `counted`: stopping the guest between exits, for positions by a branch counter.
+//! * `debug`, `counted`: stopping the guest between exits; positions that count branches.
+//! * `positions`: which of both kinds are used on a host.
 //! * `probe`: whether all this works on a host.
 //! * `state`, `segments`, `fpu`: the guest's state, in one form wherever the vCPU stands.
 
@@ -22,6 +24,7 @@ mod errors;
 mod fpu;
 mod host;
 mod kick;
+mod positions;
 pub mod probe;
 mod ram;
 mod segments;
@@ -34,6 +37,7 @@ mod vmcb;
 mod walk;
 
 pub use self::engine::KvmEngine;
+pub use self::positions::{Positions, counted, positions, without_engine};
 
 /// What CPUID calls the processor.
 const BRAND: &::engine::cpuid::Brand =

@@ -35,7 +35,7 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(name: &'static str, result: Outcome, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(name: &'static str, result: Outcome, detail: impl Into<String>) -> Self {
         Self {
             name,
             result,
@@ -44,7 +44,7 @@ impl Check {
         }
     }
 
-    fn fix(mut self, fix: impl Into<String>) -> Self {
+    pub(crate) fn fix(mut self, fix: impl Into<String>) -> Self {
         self.fix = Some(fix.into());
         self
     }

@@ -79,8 +79,8 @@ fn look(host: &Host, id: &CpuId, on: usize) -> Vec<Check> {
         Check::new(
             "counter",
             Outcome::Warn,
-            "no engine uses it yet; landing was not verified on real hardware, only against a fake \
-             counter; the self-test decides on each host",
+            "the kvm engine uses it where its self-test passes; not verified on real hardware, only \
+             with counters made of the software CPU and of stepping",
         ),
         model(&known),
         paranoid(host),

@@ -2,10 +2,10 @@
 //! brought to one exactly.
 //!
 //! **Not verified on real hardware.** No machine with VT-x or AMD-V and a PMU was there to run it
-//! on. Everything but the system calls of [`PerfCounter`] is tested against a fake: real guests on
-//! the software CPU, whose branches are counted by decoding and whose counter's interrupts come
-//! late by a random amount. An engine that uses this must pass [`self_test`] on the very host
-//! before it is used there.
+//! on. Everything but the system calls of [`PerfCounter`] is tested against fakes: real guests on the
+//! software CPU, and on an emulated AMD-V with a real KVM, whose branches are counted by decoding and
+//! whose counter's interrupts come late by a random amount. An engine that uses this must pass
+//! [`self_test`] on the very host before it is used there; the kvm engine does, or counts exits.
 //!
 //! # How it works
 //!
@@ -26,8 +26,10 @@
 //! Other loops without conditional branches have no position; their stretch must be closed by
 //! state, as with an engine that counts exits.
 //!
-//! An engine may add the exits that it has handled to the count (both are deterministic); then every
-//! exit is the first instant of its count, too, and need not be settled.
+//! An engine may add the exits that it has handled to the count (both are deterministic), and take
+//! the first instant of each count for its position; then no RIP is needed, and every exit is one,
+//! too. The kvm engine does so: it goes from branch to branch with [`settle`] and does not need
+//! [`land`], which the self-test does.
 //!
 //! # What an engine must know
 //!

@@ -7,7 +7,7 @@ mod record;
 mod replay;
 
 use std::error::Error;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::CpuState;
 use rand::SeedableRng;
@@ -41,6 +41,8 @@ pub struct Effort {
     pub replays: u32,
     /// Of the guest's program, which retires some 2000 instructions in each.
     pub passes: u32,
+    /// How long all of it may take.
+    pub limit: Option<Duration>,
 }
 
 impl Effort {
@@ -49,6 +51,7 @@ impl Effort {
         recordings: 8,
         replays: 25,
         passes: 2000,
+        limit: None,
     };
 }
 
@@ -86,6 +89,8 @@ pub enum Refused {
         interrupts: u64,
         replays: u32,
     },
+    #[error("not done within {} s: landings are too slow here", limit.as_secs())]
+    Slow { limit: Duration },
     #[error("recording {recording}: {what}")]
     Recording { recording: u32, what: String },
     #[error("recording {recording}, replay {replay}, event {event}: the landing failed")]
@@ -116,6 +121,7 @@ pub fn self_test<S: Subject, C: BranchCounter>(
     effort: Effort,
     make: Maker<S, C>,
 ) -> Result<Report, Refused> {
+    let begun = Instant::now();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let guest = Guest::for_self_test(effort.passes).map_err(|e| Refused::NoVcpu(e.to_string()))?;
     let mut report = Report {
@@ -132,6 +138,11 @@ pub fn self_test<S: Subject, C: BranchCounter>(
             replay::replay(&mut stepper, &mut counter, &log, &mut report)
                 .map_err(|e| e.in_replay(recording, replay))?;
             report.replays += 1;
+            if let Some(limit) = effort.limit
+                && begun.elapsed() > limit
+            {
+                return Err(Refused::Slow { limit });
+            }
         }
         report.recordings += 1;
     }

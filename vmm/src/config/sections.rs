@@ -4,7 +4,7 @@
 use std::num::{NonZeroU16, NonZeroU64};
 use std::path::PathBuf;
 
-use ftlog::VmId;
+use ftlog::{CountUnit, VmId};
 use serde::{Deserialize, Serialize};
 
 use super::{Address, ByteSize, Forward, Mac, NetMode, RamSize, Seed};
@@ -42,6 +42,9 @@ pub struct Vm {
     /// events that wait, in ms, 1 to 1000
     #[arg(id = "vm.stretch_ms", long = "stretch-ms", value_name = "MS")]
     pub stretch_ms: NonZeroU64,
+    /// What the kvm engine counts
+    #[arg(id = "vm.positions", long = "positions")]
+    pub positions: Positions,
 }
 
 impl Default for Vm {
@@ -54,6 +57,7 @@ impl Default for Vm {
             memory: RamSize::DEFAULT,
             engine: EngineKind::default(),
             stretch_ms: nonzero(4),
+            positions: Positions::default(),
         }
     }
 }
@@ -88,6 +92,40 @@ impl EngineKind {
             (Self::Auto, "soft") => Self::Soft,
             (Self::Auto, "kvm") => Self::Kvm,
             (kind, _) => kind,
+        }
+    }
+}
+
+/// Where the kvm engine can stop the guest for an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Positions {
+    /// At branches where the host's counter passes its test, at exits elsewhere.
+    #[default]
+    Auto,
+    /// At exits.
+    Exits,
+    /// At conditional branches and exits.
+    Branches,
+}
+
+impl Positions {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Exits => "exits",
+            Self::Branches => "branches",
+        }
+    }
+
+    /// `Auto` made definite by what a log or a saved state counts.
+    #[must_use]
+    pub fn or_counting(self, counts: CountUnit) -> Self {
+        match (self, counts) {
+            (Self::Auto, CountUnit::Exits) => Self::Exits,
+            (Self::Auto, CountUnit::Branches) => Self::Branches,
+            (positions, _) => positions,
         }
     }
 }

@@ -105,9 +105,9 @@ fn encode(cpu: &CpuState) -> Bytes {
 }
 
 impl Machine {
-    /// Whether the engine can only be stopped at exits, so that stretches have to be closed.
-    pub fn counts_exits(&self) -> bool {
-        self.engine.info().counts == CountUnit::Exits
+    /// Whether the engine cannot be stopped everywhere, so that stretches have to be closed.
+    pub fn goes_adrift(&self) -> bool {
+        self.engine.info().counts != CountUnit::Instructions
     }
 
     /// How long the vCPU may run without an exit before `run` says that it is adrift.

@@ -108,7 +108,9 @@ pub fn replay<R: Read>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, OfflineError> {
     let mut config = replica.config.clone();
-    config.vm.engine = config.vm.engine.or_named(&log.hello().header.engine);
+    let recorded = &log.hello().header;
+    config.vm.engine = config.vm.engine.or_named(&recorded.engine);
+    config.vm.positions = config.vm.positions.or_counting(recorded.counts);
     let machine = setup::machine(
         &config,
         replica.engine,

@@ -138,7 +138,13 @@ impl Recorder {
                 }
                 Stop::Reached => self.queues.slice.reached(),
                 Stop::Idle => self.wait()?,
-                Stop::Adrift if !self.must_close() => continue,
+                Stop::Adrift if !self.must_close() => {
+                    if self.machine.position().count > until {
+                        // Its counter has stopped the vCPU too late: what it was to reach is past.
+                        self.queues.slice.over();
+                    }
+                    continue;
+                }
                 Stop::Adrift => self.close_stretch()?,
                 Stop::Off(_) => std::thread::sleep(OFF_WAIT),
             }
@@ -205,7 +211,7 @@ impl Recorder {
 
     /// From time to time the account of written pages begins anew: stretches then stay small.
     fn forget_dirty(&mut self) {
-        if self.machine.counts_exits()
+        if self.machine.goes_adrift()
             && self.protocol.phase() == Phase::Protected
             && self.queues.drift.forgets()
         {

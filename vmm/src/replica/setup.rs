@@ -380,7 +380,7 @@ pub(super) fn machine(
     disk_bytes: Option<u64>,
 ) -> Result<Machine, SetupError> {
     let ram = GuestRam::new(config.vm.memory.bytes())?;
-    let engine = make_engine(config.vm.engine, &ram)?;
+    let engine = make_engine(&config.vm, &ram)?;
     let kernel = config.boot.kernel.as_deref().ok_or(SetupError::NoKernel)?;
     let boot = BootSpec::from_files(
         kernel,

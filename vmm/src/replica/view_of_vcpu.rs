@@ -41,7 +41,7 @@ impl VcpuView {
         self.0.count.store(position.count, Ordering::Relaxed);
         self.0.rip.store(position.rip, Ordering::Relaxed);
         self.0.clock_ns.store(machine.now(), Ordering::Relaxed);
-        if machine.counts_exits() {
+        if machine.goes_adrift() {
             self.show_exits(machine);
         }
     }

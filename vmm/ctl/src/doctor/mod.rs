@@ -8,10 +8,12 @@ use anyhow::Result;
 use cli::println;
 use kvm::probe::Outcome;
 use serde::Serialize;
+use vmm::config::{EngineKind, Positions};
 
 /// What was never run, in these words everywhere.
-pub const NOT_RUN: &str = "the kvm engine was verified in an emulated AMD-V (QEMU) only: nothing was \
-                           run on real VT-x, real AMD-V or a real counter";
+pub const NOT_RUN: &str = "the kvm engine was verified in an emulated AMD-V (QEMU) only, positions by \
+                           branches with a counter made of stepping: nothing was run on real \
+                           VT-x, real AMD-V or a real counter";
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -58,6 +60,8 @@ pub struct Report {
     /// What `engine = "auto"` takes on this host.
     pub engine: &'static str,
     pub why: String,
+    /// What the positions of that engine count here, where `vm.positions` is `auto`.
+    pub positions: &'static str,
     /// Nothing has failed.
     pub healthy: bool,
     pub checks: Vec<Check>,
@@ -78,16 +82,26 @@ fn of_probe(check: &kvm::probe::Check) -> Check {
     }
 }
 
-/// Looks at everything. Takes well under a second and leaves nothing behind.
+fn positions(engine: EngineKind) -> &'static str {
+    match engine {
+        EngineKind::Kvm if kvm::positions().by_branches => Positions::Branches.name(),
+        EngineKind::Kvm => Positions::Exits.name(),
+        EngineKind::Auto | EngineKind::Soft => "instructions",
+    }
+}
+
+/// Looks at everything. Takes well under a second, or some seconds where there is a counter to be
+/// tested, and leaves nothing behind.
 pub fn examine() -> Report {
     let choice = vmm::engines::choose();
     let mut checks = cpu::checks();
     checks.extend(choice.probe.checks.iter().map(of_probe));
-    checks.extend(counter::checks());
+    checks.extend(counter::checks(choice.probe.works()));
     checks.extend(files::checks());
     Report {
         engine: choice.engine.name(),
         why: choice.why,
+        positions: positions(choice.engine),
         healthy: checks.iter().all(|check| check.result != Verdict::Fail),
         checks,
     }
@@ -101,6 +115,7 @@ pub fn run(json: bool) -> Result<bool> {
         return Ok(report.healthy);
     }
     println!("engine: {} ({})", report.engine, report.why);
+    println!("positions: {}", report.positions);
     for check in &report.checks {
         let word = match check.result {
             Verdict::Ok => "ok  ",

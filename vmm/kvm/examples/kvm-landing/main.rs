@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         recordings: number(1, 1),
         replays: number(2, 1),
         passes: number(3, 2),
+        limit: None,
     };
     let seed = u64::from(number(0, 1));
     let tested = self_test(seed, effort);

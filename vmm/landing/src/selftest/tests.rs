@@ -17,6 +17,7 @@ const SHORT: Effort = Effort {
     recordings: 2,
     replays: 4,
     passes: 40,
+    limit: None,
 };
 
 fn test(lateness: Lateness, replays: u32) -> Result<Report, Refused> {
@@ -164,4 +165,14 @@ fn a_vcpu_without_breakpoints_is_refused() {
     })
     .expect_err("nothing can be landed on");
     println!("{refused}");
+}
+
+#[test]
+fn a_test_that_takes_too_long_is_refused() {
+    let effort = Effort {
+        limit: Some(Duration::ZERO),
+        ..SHORT
+    };
+    let refused = self_test(1, effort, &mut |guest| Ok(make(guest, EXACT, 1)));
+    assert!(matches!(refused, Err(Refused::Slow { .. })), "{refused:?}");
 }
