@@ -209,6 +209,13 @@ impl Config {
                 rule: "it must be from 1 to 1000".into(),
             });
         }
+        if self.vm.clock_percent.get() > 100 {
+            return Err(ConfigError::Value {
+                key: "vm.clock_percent",
+                value: self.vm.clock_percent.to_string(),
+                rule: "it must be from 1 to 100".into(),
+            });
+        }
         if self.log.buffer.0 < 1 << 16 {
             return Err(ConfigError::Value {
                 key: "log.buffer",

@@ -1,7 +1,7 @@
 //! The sections of the configuration: every key with its default and its flag. The text of a field
 //! is the help of its flag.
 
-use std::num::{NonZeroU16, NonZeroU64};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use ftlog::{CountUnit, VmId};
@@ -42,6 +42,14 @@ pub struct Vm {
     /// events that wait, in ms, 1 to 1000
     #[arg(id = "vm.stretch_ms", long = "stretch-ms", value_name = "MS")]
     pub stretch_ms: NonZeroU64,
+    /// How much of the host's time passes for the guest, in percent, 1 to 100: less for a host so slow
+    /// that the guest's timer takes all of its time, as emulated ones are
+    #[arg(
+        id = "vm.clock_percent",
+        long = "clock-percent",
+        value_name = "PERCENT"
+    )]
+    pub clock_percent: NonZeroU32,
     /// What the kvm engine counts
     #[arg(id = "vm.positions", long = "positions")]
     pub positions: Positions,
@@ -57,6 +65,7 @@ impl Default for Vm {
             memory: RamSize::DEFAULT,
             engine: EngineKind::default(),
             stretch_ms: nonzero(4),
+            clock_percent: NonZeroU32::MIN.saturating_add(99),
             positions: Positions::default(),
         }
     }

@@ -72,7 +72,7 @@ fn a_configuration_survives_being_written() {
 
 #[test]
 fn errors_name_the_key_the_line_and_what_is_allowed() {
-    let cases: [(&str, &[&str]); 16] = [
+    let cases: [(&str, &[&str]); 17] = [
         ("[vm]\nmemry = \"1GiB\"", &["line 2", "memry", "`memory`"]),
         ("[wm]\nmemory = 1", &["line 1", "wm", "`vm`"]),
         (
@@ -85,6 +85,10 @@ fn errors_name_the_key_the_line_and_what_is_allowed() {
         (
             "[vm]\nstretch_ms = 1001",
             &["vm.stretch_ms = 1001", "1 to 1000"],
+        ),
+        (
+            "[vm]\nclock_percent = 101",
+            &["vm.clock_percent = 101", "1 to 100"],
         ),
         ("[vm]\nstretch_ms = 0", &["line 2", "stretch_ms", "nonzero"]),
         ("[vm]\nname = \"../x\"", &["vm.name", "letters"]),

@@ -41,7 +41,7 @@ use ftlog::replica::HaltReason;
 
 use crate::link::Arrival;
 use crate::machine::{Machine, MachineError, Off};
-use clock::HostClock;
+use clock::{HostClock, Pace};
 use outlet::Release;
 use protocol::Protocol;
 use record::{Command, HashPolicy, Queues, RecordError, Recorder};
@@ -85,6 +85,8 @@ struct Ready {
     hashes: HashPolicy,
     /// How long the vCPU may run without an exit while it is recorded.
     stretch: Duration,
+    /// Of the guest's clock.
+    pace: Pace,
     log_reads: bool,
     reads: Option<Box<dyn Reads>>,
     vcpu: VcpuView,
@@ -101,12 +103,13 @@ impl Ready {
             Role::Primary | Role::Solo => {
                 // A saved machine may have been saved with requests in flight.
                 reissue(&self.machine, &self.protocol);
-                let clock = HostClock::from(self.machine.now());
+                let clock = HostClock::from(self.machine.now(), self.pace);
                 (self.machine, clock)
             }
             Role::Backup => {
                 let log = self.protocol.clone();
-                let replayer = Replayer::new(self.machine, log, reads, self.vcpu.clone());
+                let replayer =
+                    Replayer::new(self.machine, log, reads, self.vcpu.clone(), self.pace);
                 match replayer.run()? {
                     Replayed::Live {
                         machine,

@@ -10,6 +10,7 @@ use ftlog::codec::{Hello, LogFile, LogFileError, Tail};
 use ftlog::replay::{self, Divergence, Hashes, Made};
 use ftlog::{Entry, Header, Mismatch, Position};
 
+use super::clock::Pace;
 use super::convert::Marked;
 use super::protocol::Next;
 use super::replay::{Log, Replayed, Replayer};
@@ -130,7 +131,7 @@ pub fn replay<R: Read>(
         vcpu: vcpu.clone(),
         progress,
     };
-    let machine = match Replayer::new(machine, &mut file, None, vcpu).run()? {
+    let machine = match Replayer::new(machine, &mut file, None, vcpu, Pace::default()).run()? {
         Replayed::Ended(machine) | Replayed::Live { machine, .. } => machine,
     };
     if let Some(why) = file.failed {

@@ -365,7 +365,7 @@ impl Recorder {
             return Ok(());
         }
         let timeout = match self.machine.next_deadline() {
-            Some(deadline) => Duration::from_nanos(deadline.saturating_sub(self.clock.now())),
+            Some(deadline) => self.clock.until(deadline),
             None => IDLE_MAX,
         };
         match self.arrivals.recv_timeout(timeout.min(IDLE_MAX)) {

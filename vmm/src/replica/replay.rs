@@ -12,7 +12,7 @@ use devices::{DiskRequest, Output};
 use ftlog::replay::{Divergence, Hashes};
 use ftlog::{Entry, Event, PageBlock, Position};
 
-use super::clock::PrimaryClock;
+use super::clock::{Pace, PrimaryClock};
 use super::convert::{self, Marked};
 use super::protocol::{Next, Protocol};
 use super::view_of_vcpu::VcpuView;
@@ -87,14 +87,21 @@ pub struct Replayer<L> {
 
 impl<L: Log> Replayer<L> {
     /// `reads`: for logs that do not carry what disk reads gave.
-    pub fn new(machine: Machine, log: L, reads: Option<Box<dyn Reads>>, vcpu: VcpuView) -> Self {
+    /// `pace`: that of the guest's clock, should this replica go live.
+    pub fn new(
+        machine: Machine,
+        log: L,
+        reads: Option<Box<dyn Reads>>,
+        vcpu: VcpuView,
+        pace: Pace,
+    ) -> Self {
         Self {
             machine,
             log,
             reads,
             made: VecDeque::new(),
             aside: Vec::new(),
-            clock: PrimaryClock::default(),
+            clock: PrimaryClock::new(pace),
             vcpu,
         }
     }

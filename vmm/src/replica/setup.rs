@@ -20,7 +20,7 @@ use wire::netport::{Hello, Mac, NetportError};
 use wire::register::{RegisterClient, RegisterError};
 
 use super::channel::{self, End};
-use super::clock::Monotonic;
+use super::clock::{Monotonic, Pace};
 use super::control::Api;
 use super::outlet::{Outlet, Outside};
 use super::protocol::Protocol;
@@ -246,6 +246,7 @@ pub(super) fn prepare(spec: Spec) -> Result<Ready, SetupError> {
         commands,
         hashes: HashPolicy::new(spec.config.hash.interval, spec.config.hash.memory, counted),
         stretch: Duration::from_millis(spec.config.vm.stretch_ms.get()),
+        pace: Pace::new(spec.config.vm.clock_percent.get()),
         log_reads: spec.config.disk.reads == DiskReads::Log || spec.role == Role::Solo,
         reads: reads(&spec, export, &protocol),
         protocol,
