@@ -62,7 +62,10 @@ pub fn positions(asked: Positions) -> Result<(Positions, String), NoEngine> {
     if asked == Positions::Exits {
         return Ok((asked, "asked for".to_owned()));
     }
-    let found = kvm::positions();
+    let found = match asked {
+        Positions::Branches => kvm::by_branches(),
+        Positions::Auto | Positions::Exits => kvm::positions(),
+    };
     let why = found.why.clone();
     match (found.by_branches, asked) {
         (true, _) => Ok((Positions::Branches, why)),

@@ -37,7 +37,7 @@ mod vmcb;
 mod walk;
 
 pub use self::engine::KvmEngine;
-pub use self::positions::{Positions, counted, positions, without_engine};
+pub use self::positions::{Positions, by_branches, counted, positions, without_engine};
 
 /// What CPUID calls the processor.
 const BRAND: &::engine::cpuid::Brand =

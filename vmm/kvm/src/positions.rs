@@ -1,11 +1,16 @@
-//! Which positions the engine uses on this host: by branches where the host's counter is there and
-//! the landing's self-test passes with it, by exits elsewhere. The one place where that is found out.
+//! Which positions the engine uses on this host: by branches where the host's counter is there, is
+//! prompt, and the landing's self-test passes with it; by exits elsewhere. The one place where that is
+//! found out.
+//!
+//! A counter's kick that may be late by thousands of branches (AMD's are) makes each landing take
+//! longer than the millisecond between two events of the log, so that no backup could follow. There
+//! branches are only counted if that is asked for.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use ::engine::{Engine, EngineError};
-use landing::Effort;
+use landing::{Cpu, CpuId, Effort};
 
 use crate::counted::{CountedEngine, HostCounter, subject};
 use crate::engine::KvmEngine;
@@ -14,12 +19,14 @@ use crate::probe::{Check, Outcome};
 const SELF_TEST: &str = "counter: self-test";
 /// Where the self-test's guest is interrupted.
 const SEED: u64 = 1;
+/// The most branches that a kick may be late where nothing is asked for.
+const PROMPT: u64 = 500;
 /// At the start of a program: hundreds of landings.
 const EFFORT: Effort = Effort {
     recordings: 2,
     replays: 5,
     passes: 400,
-    limit: Some(Duration::from_secs(20)),
+    limit: Some(Duration::from_secs(60)),
 };
 
 /// What was found.
@@ -32,11 +39,17 @@ pub struct Positions {
     pub checks: Vec<Check>,
 }
 
-/// Finds out, once for each process. Takes some seconds where there is a counter, and is only to be
-/// asked where the engine works.
+/// Finds out which to take where nothing is asked for, once for each process. Takes some seconds
+/// where there is a prompt counter, and is only to be asked where the engine works.
 pub fn positions() -> &'static Positions {
     static FOUND: OnceLock<Positions> = OnceLock::new();
-    FOUND.get_or_init(find)
+    FOUND.get_or_init(|| find(false))
+}
+
+/// As [`positions`], where branches are asked for: a late counter does, too. Takes up to a minute.
+pub fn by_branches() -> &'static Positions {
+    static FOUND: OnceLock<Positions> = OnceLock::new();
+    FOUND.get_or_init(|| find(true))
 }
 
 /// The engine with positions that count branches. Whether they can be used [`positions`] knows.
@@ -75,15 +88,28 @@ fn said(check: landing::Check) -> Check {
     }
 }
 
-fn find() -> Positions {
-    let mut checks = counter();
+/// Why there is nothing to be tested, if so.
+fn unusable(checks: &[Check], asked: bool) -> Option<String> {
     let missing = checks.iter().find(|check| check.result == Outcome::Fail);
     if let Some(missing) = missing {
-        let why = missing.detail.clone();
+        return Some(missing.detail.clone());
+    }
+    let late = Cpu::of(&CpuId::of_host()).map_or(0, |cpu| cpu.event.skid);
+    (late > PROMPT && !asked).then(|| {
+        format!(
+            "this processor's counter kicks up to {late} branches late, so that landings take too \
+             long to be worth it"
+        )
+    })
+}
+
+fn find(asked: bool) -> Positions {
+    let mut checks = counter();
+    if let Some(why) = unusable(&checks, asked) {
         checks.push(Check::new(
             SELF_TEST,
             Outcome::Skipped,
-            "not run, since there is no counter that could be tested",
+            format!("not run, positions count exits: {why}"),
         ));
         return Positions {
             by_branches: false,

@@ -1,5 +1,6 @@
 //! Positions by branches on real KVM, with a counter that is made of stepping ([`truth`]): the
-//! landing's self-test, and the conformance guests that stop at positions ([`conforms`]).
+//! landing's self-test, the conformance guests that stop at positions ([`conforms`]), and where there
+//! are none ([`adrift`]).
 //! `kvm-landing [SEED [RECORDINGS REPLAYS PASSES]]`; ends with 1 if something fails.
 //!
 //! QEMU before 10 does not load a nested guest's breakpoints: there nothing can be tested, and it says
@@ -8,6 +9,7 @@
 //! What it shows: breakpoints, steps, exits and interrupts of the engine's vCPU are what a landing
 //! takes them for. What it cannot show is anything of a processor's own counter.
 
+mod adrift;
 mod conforms;
 mod truth;
 
@@ -49,7 +51,8 @@ fn main() -> ExitCode {
     let seed = u64::from(number(0, 1));
     let tested = self_test(seed, effort);
     let conforms = conforms::run();
-    ExitCode::from(u8::from(!(tested && conforms)))
+    let adrift = adrift::run();
+    ExitCode::from(u8::from(!(tested && conforms && adrift)))
 }
 
 /// The landing's own test, with a counter as late as that.

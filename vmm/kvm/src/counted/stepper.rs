@@ -120,7 +120,7 @@ impl KvmEngine {
             return Ok(());
         }
         self.vcpu.unwatch(false)?;
-        if !self.vcpu.nesting()?.in_guest {
+        if self.standing != Standing::Guest && !self.vcpu.nesting()?.in_guest {
             self.vmcb.set_u64(at::DR7, self.guest_dr7);
         }
         Ok(())
