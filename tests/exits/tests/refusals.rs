@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use vmm::config::{Config, EngineKind, NetMode, Seed, Vm};
+use vmm::config::{Config, EngineKind, NetMode, Positions, Seed, Vm};
 use vmm::engines::{self, MakeEngine};
 use vmm::errors::chain;
 use vmm::memory::{GuestRam, MIN_RAM};
@@ -69,6 +69,24 @@ fn an_engine_that_is_not_in_the_build_is_told_as_such() {
     assert_eq!(info(EngineKind::Auto).unwrap().name, "soft");
     let why = info(EngineKind::Kvm).unwrap_err().to_string();
     assert!(why.contains("\"kvm\"") && why.contains("\"auto\""), "{why}");
+}
+
+/// Where there is a counter that passes its test, branches are what was asked for.
+#[test]
+fn branches_without_a_counter_are_refused_in_a_sentence() {
+    assert_eq!(
+        engines::positions(Positions::Exits).unwrap().0,
+        Positions::Exits
+    );
+    match engines::positions(Positions::Branches) {
+        Ok((found, _)) => assert_eq!(found, Positions::Branches),
+        Err(why) => {
+            let why = why.to_string();
+            for word in ["vm.positions = \"branches\"", "this host", "\"exits\""] {
+                assert!(why.contains(word), "{word:?} is not in: {why}");
+            }
+        }
+    }
 }
 
 #[test]
