@@ -294,3 +294,6 @@ fn register(state: &CpuState, reg: Register) -> Option<u64> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,7 +45,7 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         name: "landing",
-        about: "stopping between exits: the landing's self-test, with a counter made of stepping",
+        about: "stopping between exits: kicks, the landing's self-test, positions by branches",
         seconds: 300,
         smoke: true,
         script: "kvm-landing 1 1 2 6",

@@ -18,7 +18,7 @@ const LATENESS: Lateness = Lateness {
     instructions: 1,
 };
 
-/// QEMU ends itself when breakpoints are set in a nested guest in real mode.
+/// QEMU 10.0.2 crashes when breakpoints are set in a nested guest in real mode.
 const REAL_MODE: &str = "positions: stop everywhere in real mode";
 
 /// Whether all of them pass.
