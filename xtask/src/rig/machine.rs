@@ -159,8 +159,9 @@ fn command(parts: &Parts, nested_paging: bool, console: &Path) -> Command {
     command.arg("-kernel").arg(&parts.kernel.kernel);
     command.arg("-initrd").arg(&parts.kernel.initrd);
     let npt = u8::from(nested_paging);
+    // Without a tick the kernel has stood for minutes, waiting for a timer.
     command.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable cryptomgr.notests rig.npt={npt}"
+        "console=ttyS0 quiet panic=-1 mitigations=off nohz=off rcupdate.rcu_expedited=1 tsc=reliable cryptomgr.notests rig.npt={npt}"
     ));
     let serial = format!("file,id=console,path={}", escaped(console));
     command.args(["-chardev", &serial, "-serial", "chardev:console"]);
