@@ -290,11 +290,10 @@ fn engines_differ(context: &Context, _seed: u64) -> Result<()> {
         crate::process::wait_end(replica.process, LONG)
             .context("is the other replica's engine soft, too? This needs another one")?;
         let said = machine.log(&format!("replica-{}", replica.id));
-        let line = said.lines().find(|line| line.contains("engine"));
-        match line {
-            Some(line) if line.contains("soft") && !said.contains("panicked") => {
-                context.tell(line);
-            }
+        let names_both =
+            |line: &&str| line.contains("runs engine \"soft\"") && line.contains("made by engine");
+        match said.lines().find(names_both) {
+            Some(line) if !said.contains("panicked") => context.tell(line),
             _ => bail!("replica {} does not say what differs:\n{said}", replica.id),
         }
     }
