@@ -116,8 +116,12 @@ impl Api {
         if let Some(refusal) = self.not_live() {
             return refusal;
         }
-        let sent = self.commands.send(command).is_ok() && self.arrivals.send(Arrival::Wake).is_ok();
-        if sent { done() } else { gone() }
+        if self.commands.send(command).is_err() {
+            return gone();
+        }
+        // It fails if the vCPU has taken the command already, and ended by it.
+        let _ = self.arrivals.send(Arrival::Wake);
+        done()
     }
 
     fn ask<T>(
