@@ -135,12 +135,7 @@ impl KvmEngine {
     /// The bytes at CS:RIP.
     fn code(&self) -> Vec<u8> {
         let rip = self.vmcb.u64(at::RIP);
-        let paging = Paging {
-            cr0: self.vmcb.u64(at::CR0),
-            cr3: self.vmcb.u64(at::CR3),
-            cr4: self.vmcb.u64(at::CR4),
-            efer: self.vmcb.u64(at::EFER),
-        };
+        let paging = Paging::of_block(&self.vmcb);
         let linear = if self.is_long() {
             rip
         } else {

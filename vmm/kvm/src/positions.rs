@@ -60,32 +60,13 @@ pub fn counted(vcpu: KvmEngine) -> Result<Box<dyn Engine>, EngineError> {
 
 /// What is said of the counter where the engine does not work.
 pub fn without_engine() -> Vec<Check> {
-    let mut checks = counter();
+    let mut checks = landing::checks();
     checks.push(Check::new(
         SELF_TEST,
         Outcome::Skipped,
         "not run, since the kvm engine does not work here",
     ));
     checks
-}
-
-fn counter() -> Vec<Check> {
-    landing::checks().into_iter().map(said).collect()
-}
-
-fn said(check: landing::Check) -> Check {
-    let result = match check.result {
-        landing::Outcome::Ok => Outcome::Ok,
-        landing::Outcome::Warn => Outcome::Warn,
-        landing::Outcome::Fail => Outcome::Fail,
-        landing::Outcome::Skipped => Outcome::Skipped,
-    };
-    Check {
-        name: check.name,
-        result,
-        detail: check.detail,
-        fix: check.fix,
-    }
 }
 
 /// Why there is nothing to be tested, if so.
@@ -104,7 +85,7 @@ fn unusable(checks: &[Check], asked: bool) -> Option<String> {
 }
 
 fn find(asked: bool) -> Positions {
-    let mut checks = counter();
+    let mut checks = landing::checks();
     if let Some(why) = unusable(&checks, asked) {
         checks.push(Check::new(
             SELF_TEST,
@@ -118,15 +99,13 @@ fn find(asked: bool) -> Positions {
         };
     }
     let check = self_test();
-    let positions = Positions {
-        by_branches: check.result == Outcome::Ok,
-        why: check.detail.clone(),
-        checks: Vec::new(),
-    };
+    let by_branches = check.result == Outcome::Ok;
+    let why = check.detail.clone();
     checks.push(check);
     Positions {
+        by_branches,
+        why,
         checks,
-        ..positions
     }
 }
 

@@ -8,47 +8,8 @@ mod host;
 
 pub(crate) use host::shadow_paging;
 
+pub use landing::{Check, Outcome};
 use serde::Serialize;
-
-/// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    Ok,
-    /// It works, but something may get past the log.
-    Warn,
-    /// The engine cannot be used here.
-    Fail,
-    /// Not tried, since something before it failed.
-    Skipped,
-}
-
-/// One thing that was tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Check {
-    pub name: &'static str,
-    pub result: Outcome,
-    /// What was tried, measured or missing.
-    pub detail: String,
-    /// What to do, if there is anything to do.
-    pub fix: Option<String>,
-}
-
-impl Check {
-    pub(crate) fn new(name: &'static str, result: Outcome, detail: impl Into<String>) -> Self {
-        Self {
-            name,
-            result,
-            detail: detail.into(),
-            fix: None,
-        }
-    }
-
-    pub(crate) fn fix(mut self, fix: impl Into<String>) -> Self {
-        self.fix = Some(fix.into());
-        self
-    }
-}
 
 /// What the probe found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

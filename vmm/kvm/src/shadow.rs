@@ -6,13 +6,12 @@
 //! on one replica and not on the other. So where a window opens behind a byte that may be an STI, the
 //! vCPU goes one instruction further. Whatever the processor did, the interrupt enters at one place.
 
-use ::engine::bits::efer;
 use ::engine::{Engine, EngineError, Exit};
 
 use crate::debug::Watch;
 use crate::engine::{KvmEngine, Standing};
 use crate::vcpu::Raw;
-use crate::walk::{Memory, Paging};
+use crate::walk::{self, Memory, Paging};
 
 const STI: u8 = 0xfb;
 
@@ -20,21 +19,9 @@ impl KvmEngine {
     /// Whether the byte before RIP is an STI's, or one that looks like it.
     pub(crate) fn may_be_in_shadow(&self) -> bool {
         let sregs = &self.vcpu.seen.sregs;
-        let paging = Paging {
-            cr0: sregs.cr0,
-            cr3: sregs.cr3,
-            cr4: sregs.cr4,
-            efer: sregs.efer,
-        };
-        let before = self.vcpu.seen.regs.rip.wrapping_sub(1);
-        let long = sregs.efer & efer::LMA != 0 && sregs.cs.l != 0;
-        let linear = if long {
-            before
-        } else {
-            sregs.cs.base.wrapping_add(before) & 0xffff_ffff
-        };
-        let byte = paging
-            .translate(&self.ram, linear)
+        let before = walk::linear(sregs, self.vcpu.seen.regs.rip.wrapping_sub(1));
+        let byte = Paging::of_vcpu(sregs)
+            .translate(&self.ram, before)
             .and_then(|gpa| self.ram.read_u8(gpa));
         byte == Some(STI)
     }

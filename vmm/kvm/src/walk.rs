@@ -3,8 +3,10 @@
 //! has fetched from there a moment ago.
 
 use engine::bits::{cr0, cr4, efer};
+use kvm_bindings::kvm_sregs;
 
 use crate::ram::Ram;
+use crate::vmcb::{Vmcb, at};
 
 /// The control registers that say how to translate.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +44,26 @@ impl Memory for Ram {
 }
 
 impl Paging {
+    /// Of a vCPU that stands in the guest.
+    pub fn of_vcpu(sregs: &kvm_sregs) -> Self {
+        Self {
+            cr0: sregs.cr0,
+            cr3: sregs.cr3,
+            cr4: sregs.cr4,
+            efer: sregs.efer,
+        }
+    }
+
+    /// Of a guest that the control block holds.
+    pub fn of_block(block: &Vmcb) -> Self {
+        Self {
+            cr0: block.u64(at::CR0),
+            cr3: block.u64(at::CR3),
+            cr4: block.u64(at::CR4),
+            efer: block.u64(at::EFER),
+        }
+    }
+
     /// The guest-physical address behind `linear`; None if it is not mapped.
     pub fn translate(&self, memory: &impl Memory, linear: u64) -> Option<u64> {
         if self.cr0 & cr0::PG == 0 {
@@ -74,6 +96,15 @@ impl Paging {
         let entry = (pde & 0xffff_f000) + 4 * (linear >> 12 & 0x3ff);
         let pte = u64::from(memory.read_u32(entry)?);
         (pte & PRESENT != 0).then_some(pte & 0xffff_f000 | linear & 0xfff)
+    }
+}
+
+/// The linear address of the code at `rip`, on a vCPU that stands in the guest.
+pub fn linear(sregs: &kvm_sregs, rip: u64) -> u64 {
+    if sregs.efer & efer::LMA != 0 && sregs.cs.l != 0 {
+        rip
+    } else {
+        sregs.cs.base.wrapping_add(rip) & 0xffff_ffff
     }
 }
 

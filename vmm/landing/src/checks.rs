@@ -12,26 +12,28 @@ use crate::perf::{Event, Scope, locked_add, pin_current_thread, retire_branches}
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     Ok,
-    /// Positions by the counter may not be exact here.
+    /// It works, but something may not be exact here, or may get past the log.
     Warn,
-    /// Positions by the counter are not possible here.
+    /// What was looked at cannot be used here.
     Fail,
-    /// Could not be looked at, or does not apply.
+    /// Could not be looked at, since something else failed before, or does not apply.
     Skipped,
 }
 
 /// One thing looked at.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     pub name: &'static str,
     pub result: Outcome,
+    /// What was tried, measured or missing.
     pub detail: String,
     /// What to do, if there is anything to do.
     pub fix: Option<String>,
 }
 
 impl Check {
-    fn new(name: &'static str, result: Outcome, detail: impl Into<String>) -> Self {
+    /// With nothing to do.
+    pub fn new(name: &'static str, result: Outcome, detail: impl Into<String>) -> Self {
         Self {
             name,
             result,
@@ -40,8 +42,10 @@ impl Check {
         }
     }
 
-    fn fix(mut self, fix: &str) -> Self {
-        self.fix = Some(fix.to_owned());
+    /// This is what to do.
+    #[must_use]
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
         self
     }
 }

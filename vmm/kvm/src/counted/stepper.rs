@@ -1,6 +1,5 @@
 //! The engine's vCPU as a landing sees it.
 
-use ::engine::bits::efer;
 use ::engine::{CpuState, EngineError, Exit};
 use landing::{Motion, Place, Stepper, Stop, code_linear, handler};
 
@@ -132,15 +131,10 @@ impl KvmEngine {
 
     /// CS.base + RIP.
     fn linear(&self) -> u64 {
-        let rip = self.vcpu.seen.regs.rip;
         match self.standing {
             Standing::Guest | Standing::Underway => {
-                let sregs = &self.vcpu.seen.sregs;
-                if sregs.efer & efer::LMA != 0 && sregs.cs.l != 0 {
-                    rip
-                } else {
-                    sregs.cs.base.wrapping_add(rip) & 0xffff_ffff
-                }
+                let seen = &self.vcpu.seen;
+                walk::linear(&seen.sregs, seen.regs.rip)
             }
             Standing::Trampoline => {
                 let state = self.read_state();
@@ -188,21 +182,8 @@ impl Stepper for KvmEngine {
 
     fn read(&mut self, linear: u64, into: &mut [u8]) -> usize {
         let paging = match self.standing {
-            Standing::Guest | Standing::Underway => {
-                let sregs = &self.vcpu.seen.sregs;
-                Paging {
-                    cr0: sregs.cr0,
-                    cr3: sregs.cr3,
-                    cr4: sregs.cr4,
-                    efer: sregs.efer,
-                }
-            }
-            Standing::Trampoline => Paging {
-                cr0: self.vmcb.u64(at::CR0),
-                cr3: self.vmcb.u64(at::CR3),
-                cr4: self.vmcb.u64(at::CR4),
-                efer: self.vmcb.u64(at::EFER),
-            },
+            Standing::Guest | Standing::Underway => Paging::of_vcpu(&self.vcpu.seen.sregs),
+            Standing::Trampoline => Paging::of_block(&self.vmcb),
         };
         walk::read(&self.ram, &paging, linear, into)
     }
