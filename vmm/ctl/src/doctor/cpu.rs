@@ -97,7 +97,7 @@ fn virtualization(flags: &str) -> Check {
     Check::new("virtualization", Verdict::Note, detail)
 }
 
-/// Only whether the kernel has registered a PMU, and who may use it; the `soft` engine needs none.
+/// Whether `flag` is among the processor's flags.
 fn has(flags: &str, flag: &str) -> bool {
     flags.split_whitespace().any(|word| word == flag)
 }
