@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 
-use engine::{Boundary, Entry, Exit};
+use engine::{Boundary, Exit};
 
 use crate::rig::{Rig, Seen, at, sel};
 use crate::{Cases, Maker, assemble, same};
@@ -65,25 +65,20 @@ fn wake(make: Maker) -> Result<(), String> {
     });
     let mut rig = Rig::new(make, 0, &body)?;
     counting(&mut rig, 0x20)?;
-    let run = |rig: &mut Rig| {
-        rig.engine
-            .run(None, Entry::Resume)
-            .map_err(|e| e.to_string())
-    };
     let halt = |on| {
         Exit::Boundary(Boundary::Halt {
             interrupts_enabled: on,
         })
     };
-    same!(run(&mut rig)?, halt(true), "HLT");
+    same!(rig.next_exit()?, halt(true), "HLT");
     same!(rig.engine.position().count, 2, "HLT has retired");
     same!(rig.engine.position().rip, at::CODE + 2, "RIP is behind HLT");
     same!(rig.engine.halted(), true, "halted");
-    same!(run(&mut rig)?, halt(true), "stays halted");
+    same!(rig.next_exit()?, halt(true), "stays halted");
     same!(rig.engine.can_interrupt(), true, "can be interrupted");
     rig.engine.inject(0x20).map_err(|e| e.to_string())?;
     same!(rig.engine.halted(), false, "woken");
-    same!(run(&mut rig)?, halt(false), "HLT with interrupts off");
+    same!(rig.next_exit()?, halt(false), "HLT with interrupts off");
     let s = rig.engine.state();
     same!((s.gpr[15], s.gpr[0]), (1, 1), "handler, then on");
     same!(s.count, 7, "count");
@@ -101,9 +96,7 @@ fn window(make: Maker) -> Result<(), String> {
     });
     let mut rig = Rig::new(make, 0, &body)?;
     rig.engine.request_window(true);
-    let exit = rig.engine.run(None, Entry::Resume);
-    let exit = exit.map_err(|e| e.to_string())?;
-    same!(exit, Exit::Boundary(Boundary::Window), "window");
+    same!(rig.next_exit()?, Exit::Boundary(Boundary::Window), "window");
     let s = rig.engine.state();
     same!((s.count, s.gpr[0]), (3, 1), "behind the shadow of STI");
     rig.engine.request_window(false);

@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use engine::{Boundary, ClockBase, CpuState, Entry, Exit};
+use engine::{Boundary, ClockBase, CpuState, Exit};
 use iced_x86::code_asm::*;
 
-use crate::rig::{End, P, Rig, U, W, at, sel};
-use crate::{Cases, Maker, assemble, same};
+use crate::rig::{End, Rig, at, sel};
+use crate::{Cases, Maker, assemble, handlers, same};
 
 pub const CASES: Cases = &[
     ("exits: stop at every one", everywhere),
@@ -81,33 +81,7 @@ fn mixed(make: Maker) -> Result<Rig, String> {
     });
     let mut rig = Rig::new(make, 0, &kernel)?;
     rig.write(at::USER_CODE, &user);
-    // Page fault: maps the page of CR2 onto DATA, and returns.
-    let repair = assemble!(64, at::DATA + 0x2000, |a| {
-        a.push(rax)?;
-        a.push(rbx)?;
-        a.mov(rax, cr2)?;
-        a.mov(ebx, eax)?;
-        a.shr(ebx, 9)?;
-        a.and(ebx, 0xff8)?;
-        a.mov(rax, (at::DATA + 0x1000) | P | W)?;
-        a.mov(qword_ptr(rbx + at::PT_TEST as i32), rax)?;
-        a.pop(rbx)?;
-        a.pop(rax)?;
-        a.add(rsp, 8)?;
-        a.iretq()?;
-    });
-    rig.write(at::DATA + 0x2000, &repair);
-    rig.set_gate(14, at::DATA + 0x2000, sel::CODE64, 0x8e01);
-    let count = assemble!(64, at::DATA + 0x3000, |a| {
-        a.inc(r15)?;
-        a.iretq()?;
-    });
-    rig.write(at::DATA + 0x3000, &count);
-    for vector in [0x20, 0x80] {
-        rig.set_gate(vector, at::DATA + 0x3000, sel::CODE64, 0xee00);
-    }
-    rig.write(at::DATA + 0x4000, &[0xf4]);
-    rig.map(3, (at::DATA + 0x1000) | P | W | U);
+    handlers::serve(&mut rig)?;
     rig.change(|s| {
         s.msrs.star = 0x0033_0008 << 32;
         s.msrs.sfmask = IF;
@@ -269,9 +243,7 @@ fn shadow(make: Maker) -> Result<(), String> {
     rig.write(at::DATA, &handler);
     rig.set_gate(0x20, at::DATA, sel::CODE64, 0x8e00);
     rig.engine.request_window(true);
-    let exit = rig.engine.run(None, Entry::Resume);
-    let exit = exit.map_err(|e| e.to_string())?;
-    same!(exit, Exit::Boundary(Boundary::Window), "window");
+    same!(rig.next_exit()?, Exit::Boundary(Boundary::Window), "window");
     same!(rig.engine.state().rip, at::CODE + 3, "behind RDTSC");
     same!(
         rig.engine.state().interrupt_shadow,
@@ -360,8 +332,7 @@ fn stretch(make: Maker) -> Result<(), String> {
     let mut closed = 0;
     let mut copy = None;
     let end = loop {
-        let exit = rig.engine.run(None, Entry::Resume);
-        match exit.map_err(|e| e.to_string())? {
+        match rig.next_exit()? {
             Exit::Adrift => {
                 same!(rig.engine.position().count, 1 + closed, "count, adrift");
                 let mut state = rig.engine.state();
@@ -413,12 +384,7 @@ fn halt(make: Maker) -> Result<(), String> {
     rig.write(at::DATA, &count);
     rig.set_gate(0x20, at::DATA, sel::CODE64, 0x8e00);
     let run = |rig: &mut Rig, want: Boundary| -> Result<(), String> {
-        let exit = rig.engine.run(None, Entry::Resume);
-        same!(
-            exit.map_err(|e| e.to_string())?,
-            Exit::Boundary(want),
-            "exit"
-        );
+        same!(rig.next_exit()?, Exit::Boundary(want), "exit");
         Ok(())
     };
     let halted = |interrupts_enabled| Boundary::Halt { interrupts_enabled };
@@ -473,10 +439,9 @@ fn window(make: Maker) -> Result<(), String> {
     rig.engine
         .set_stretch_limit(Some(Duration::from_micros(100)));
     let step = |rig: &mut Rig| loop {
-        match rig.engine.run(None, Entry::Resume) {
-            Ok(Exit::Adrift) => {}
-            Ok(exit) => return Ok(exit),
-            Err(why) => return Err(why.to_string()),
+        match rig.next_exit()? {
+            Exit::Adrift => {}
+            exit => return Ok::<_, String>(exit),
         }
     };
     for round in 0..300 {

@@ -12,6 +12,7 @@ mod events;
 mod exits;
 mod faults;
 mod floating;
+mod handlers;
 mod legacy;
 mod modes;
 mod needs;

@@ -332,8 +332,7 @@ fn pending(make: Maker) -> Result<(), String> {
     let mut rig = Rig::new(make, 3, &body)?;
     rig.set_gate(3, at::HANDLERS + 24, sel::CODE64, 0xee00);
     rig.map(0, at::MMIO_GPA | P | W | U);
-    let exit = rig.engine.run(None, Entry::Resume);
-    let exit = exit.map_err(|e| e.to_string())?;
+    let exit = rig.next_exit()?;
     let read = PendingRead::Mmio {
         addr: at::MMIO_GPA,
         size: 8,

@@ -3,8 +3,8 @@
 
 use iced_x86::code_asm::*;
 
-use crate::rig::{End, P, Rig, U, W, at, sel};
-use crate::{Cases, Maker, assemble, same};
+use crate::rig::{End, Rig, at};
+use crate::{Cases, Maker, assemble, handlers, same};
 
 pub const CASES: Cases = &[
     ("positions: stop everywhere", everywhere),
@@ -84,35 +84,7 @@ fn busy(make: Maker) -> Result<Rig, String> {
     });
     let mut rig = Rig::new(make, 0, &kernel)?;
     rig.write(at::USER_CODE, &user);
-    // Page fault: maps the page of CR2 onto DATA, and returns.
-    let repair = assemble!(64, at::DATA + 0x2000, |a| {
-        a.push(rax)?;
-        a.push(rbx)?;
-        a.mov(rax, cr2)?;
-        a.mov(ebx, eax)?;
-        a.shr(ebx, 9)?;
-        a.and(ebx, 0xff8)?;
-        a.mov(rax, (at::DATA + 0x1000) | P | W)?;
-        a.mov(qword_ptr(rbx + at::PT_TEST as i32), rax)?;
-        a.pop(rbx)?;
-        a.pop(rax)?;
-        a.add(rsp, 8)?;
-        a.iretq()?;
-    });
-    rig.write(at::DATA + 0x2000, &repair);
-    rig.set_gate(14, at::DATA + 0x2000, sel::CODE64, 0x8e01);
-    // INT 80h and interrupts: count and return.
-    let count = assemble!(64, at::DATA + 0x3000, |a| {
-        a.inc(r15)?;
-        a.iretq()?;
-    });
-    rig.write(at::DATA + 0x3000, &count);
-    for vector in [0x20, 0x80] {
-        rig.set_gate(vector, at::DATA + 0x3000, sel::CODE64, 0xee00);
-    }
-    // The system call ends it.
-    rig.write(at::DATA + 0x4000, &[0xf4]);
-    rig.map(3, (at::DATA + 0x1000) | P | W | U);
+    handlers::serve(&mut rig)?;
     rig.change(|s| {
         s.msrs.lstar = at::DATA + 0x4000;
         s.msrs.star = 0x0033_0008 << 32;

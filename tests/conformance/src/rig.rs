@@ -229,6 +229,12 @@ impl<'a> Rig<'a> {
         self.engine.state().gpr[i]
     }
 
+    /// Goes on to the next exit, whatever it is.
+    pub fn next_exit(&mut self) -> Result<Exit, String> {
+        let exit = self.engine.run(None, Entry::Resume);
+        exit.map_err(|e| e.to_string())
+    }
+
     /// Runs until HLT, a triple fault, or the position.
     pub fn run_to(&mut self, until: Option<u64>) -> Result<End, String> {
         let runaway = self.engine.position().count + RUNAWAY;
