@@ -22,6 +22,7 @@ pub const CASES: Cases = &[
     ("exits: a stretch is closed by its state", stretch),
     ("exits: HLT, window, interrupt", halt),
     ("exits: a window behind STI and a branch", window),
+    ("exits: debug registers survive", debug_registers),
     ("exits: breakpoints survive", breakpoints),
 ];
 
@@ -458,12 +459,21 @@ fn window(make: Maker) -> Result<(), String> {
     Ok(())
 }
 
-/// Debug registers across a trapped instruction and a restore.
+/// DR0 and DR7 across a trapped instruction and a restore. The breakpoint is not enabled.
+fn debug_registers(make: Maker) -> Result<(), String> {
+    keeps_debug_registers(make, 0xd_0600)
+}
+
+/// The same with a breakpoint for writes that is enabled and does not strike.
 fn breakpoints(make: Maker) -> Result<(), String> {
+    keeps_debug_registers(make, 0xd_0601)
+}
+
+fn keeps_debug_registers(make: Maker, control: u32) -> Result<(), String> {
     let body = assemble!(64, at::CODE, |a| {
         a.mov(eax, at::DATA as u32 + 8)?;
         a.mov(dr0, rax)?;
-        a.mov(eax, 0xd_0601u32)?;
+        a.mov(eax, control)?;
         a.mov(dr7, rax)?;
         a.rdtsc()?;
         a.mov(rbx, dr0)?;
@@ -474,9 +484,10 @@ fn breakpoints(make: Maker) -> Result<(), String> {
     });
     let mut rig = Rig::new(make, 0, &body)?;
     let s = rig.finish()?;
+    let want = u64::from(control);
     same!(s.gpr[3], at::DATA + 8, "DR0");
-    same!((s.gpr[2], s.gpr[6]), (0xd_0601, 0xd_0601), "DR7, twice");
-    same!((s.dr[0], s.dr[5]), (at::DATA + 8, 0xd_0601), "in the state");
+    same!((s.gpr[2], s.gpr[6]), (want, want), "DR7, twice");
+    same!((s.dr[0], s.dr[5]), (at::DATA + 8, want), "in the state");
     let copy = rig.copy()?;
     same!(copy.engine.state(), s, "restored");
     Ok(())

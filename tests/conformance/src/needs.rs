@@ -86,6 +86,9 @@ const SILICON: &[&str] = &[
     "modes: control register rules",
     "code: the next instruction is overwritten",
     "code: overwritten through another mapping",
+    // It forgets what it has set a nested guest's breakpoint up as: its own memory is overwritten
+    // when that is taken away, and it ends with SIGSEGV at some time after.
+    "exits: breakpoints survive",
 ];
 
 /// What the case of this name needs.
