@@ -29,25 +29,25 @@ pub fn run(args: &TestArgs) -> Result<()> {
         "unit, conformance and integration tests",
         "test --release --workspace",
     )?;
-    let seeds = format!(
-        "run --release -p ftlog --example simulate -- --seeds {}",
-        args.seeds
-    );
-    cargo("the protocol in the simulator", &seeds)?;
+    built(
+        "the protocol in the simulator",
+        "examples/simulate",
+        &["--seeds", &args.seeds.to_string()],
+    )?;
     // One seed, so that a red run is a change of ours; searches are `differential` without --seed.
-    let cases = format!(
-        "run --release -p differential -- --seed 1 --cases {}",
-        args.cases
-    );
-    cargo("the software CPU against the host's", &cases)?;
+    built(
+        "the software CPU against the host's",
+        "differential",
+        &["--seed", "1", "--cases", &args.cases.to_string()],
+    )?;
     guest()?;
     // Not `current_exe`: building the workspace has replaced the file of this process.
-    let own = e2e::programs::path("xtask")?;
-    let own = own.to_string_lossy();
-    let rig = ["rig", "--smoke"];
-    step::run("the kvm engine in the nested rig, in short", &own, &rig)?;
-    let demo = ["demo", "--seconds", "8"];
-    step::run("the demo", &own, &demo)?;
+    built(
+        "the kvm engine in the nested rig, in short",
+        "xtask",
+        &["rig", "--smoke", "--no-build"],
+    )?;
+    built("the demo", "xtask", &["demo", "--seconds", "8"])?;
     println!(
         "\n=== {:.0} s so far; the end-to-end tests are left",
         started.elapsed().as_secs_f64()
@@ -61,8 +61,14 @@ fn cargo(title: &str, args: &str) -> Result<()> {
 }
 
 fn guest() -> Result<()> {
-    let builder = e2e::programs::path("guest-images")?;
-    step::run("the Debian guest", &builder.to_string_lossy(), &["build"])
+    built("the Debian guest", "guest-images", &["build"])
+}
+
+/// Runs what the steps before have built. Cargo's `run` and `build` of one package would build much of
+/// it again: alone it has fewer features of its dependencies than in the workspace.
+fn built(title: &str, program: &str, args: &[&str]) -> Result<()> {
+    let program = e2e::programs::path(program)?;
+    step::run(title, &program.to_string_lossy(), args)
 }
 
 /// The end-to-end tests with the arguments of their program, whose last line is the last one here.
