@@ -92,7 +92,7 @@ fn mixed(make: Maker) -> Result<Rig, String> {
     Ok(rig)
 }
 
-fn set_clock(rig: &mut Rig) {
+pub fn set_clock(rig: &mut Rig) {
     let ns_per_count = rig.engine.info().ns_per_count;
     rig.engine.set_clock(ClockBase {
         at_count: 0,

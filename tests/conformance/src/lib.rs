@@ -21,6 +21,7 @@ mod paging;
 mod positions;
 pub mod rig;
 mod segments;
+mod steps;
 mod system;
 
 use std::sync::Arc;
@@ -57,6 +58,7 @@ pub fn cases() -> Vec<Case> {
         system::CASES,
         positions::CASES,
         exits::CASES,
+        steps::CASES,
     ] {
         for &(name, run) in list {
             all.push(Case { name, run });

@@ -30,6 +30,9 @@ pub fn check(s: &CpuState) -> Result<(), String> {
     let flags = s.rflags & !rflags::ALL != 2 || s.rflags & rflags::VM != 0;
     refuse(flags, "RFLAGS", s.rflags)?;
     refuse(s.cpl > 3, "CPL", u64::from(s.cpl))?;
+    if s.debug_due && (s.halted || s.shutdown) {
+        return Err("a #DB cannot be due in HLT or after a triple fault".to_owned());
+    }
     refuse(s.dr[4] >> 32 != 0, "DR6", s.dr[4])?;
     refuse(s.dr[5] >> 32 != 0, "DR7", s.dr[5])?;
     let image = <&[u8; 512]>::try_from(s.fxsave.as_slice())

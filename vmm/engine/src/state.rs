@@ -78,6 +78,9 @@ pub struct CpuState {
     pub halted: bool,
     /// No interrupt is taken before the next instruction has retired (STI, MOV SS, POP SS).
     pub interrupt_shadow: bool,
+    /// A #DB is due before the next instruction, and DR6 says why: the last instruction was single-stepped
+    /// (SDM vol. 3, 25.4.2, pending debug exceptions).
+    pub debug_due: bool,
     /// Shut down by a triple fault.
     pub shutdown: bool,
 }
@@ -143,6 +146,7 @@ impl CpuState {
             cpl: 0,
             halted: false,
             interrupt_shadow: false,
+            debug_due: false,
             shutdown: false,
         }
     }
@@ -181,6 +185,7 @@ impl CpuState {
             cpl,
             halted,
             interrupt_shadow,
+            debug_due,
             shutdown,
         } = self;
         let Msrs {
@@ -230,7 +235,8 @@ impl CpuState {
             u64::from(*cpl)
                 | u64::from(*halted) << 8
                 | u64::from(*interrupt_shadow) << 9
-                | u64::from(*shutdown) << 10,
+                | u64::from(*shutdown) << 10
+                | u64::from(*debug_due) << 11,
         );
         words
     }

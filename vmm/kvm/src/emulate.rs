@@ -12,18 +12,14 @@ use crate::BRAND;
 use crate::engine::{KvmEngine, Standing};
 use crate::errors::stopped;
 use crate::trampoline::SVME;
-use crate::vmcb::{Event, at, exit};
+use crate::vmcb::{Event, SINGLE_STEP, at, exit};
 use crate::walk::{self, Paging};
 
 /// Vectors of exceptions.
 mod vector {
-    pub const DB: u8 = 1;
     pub const UD: u8 = 6;
     pub const GP: u8 = 13;
 }
-
-/// DR6.BS: a single step.
-const SINGLE_STEP: u64 = 1 << 14;
 
 impl KvmEngine {
     /// Does the intercepted instruction.
@@ -111,7 +107,7 @@ impl KvmEngine {
         if flags & rflags::TF != 0 {
             self.vmcb
                 .set_u64(at::DR6, self.vmcb.u64(at::DR6) | SINGLE_STEP);
-            self.event = Some(Event::Exception(vector::DB, None));
+            self.event = Some(Event::DEBUG);
         }
         self.exited();
     }

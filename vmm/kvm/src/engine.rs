@@ -302,7 +302,8 @@ impl KvmEngine {
             }
             Raw::Halt => {
                 self.exited();
-                self.halted = true;
+                // A single step over HLT wakes it at once.
+                self.halted = !self.debug_due();
                 Ok(None)
             }
             Raw::Shutdown => {
@@ -379,6 +380,10 @@ impl KvmEngine {
     fn settle(&mut self) -> Result<Option<Exit>, EngineError> {
         match self.vcpu.run(true)? {
             Raw::Interrupted => {
+                if self.rflags() & rflags::TF != 0 && !self.debug_due() {
+                    // KVM forgets the step where it has emulated a write to a device.
+                    self.vcpu.raise_step()?;
+                }
                 self.exited();
                 Ok(None)
             }
@@ -448,6 +453,14 @@ impl KvmEngine {
             ..self.read_state()
         };
         own == *state
+    }
+
+    /// Whether the exit's instruction was single-stepped and the guest has not got the #DB for it yet.
+    pub(crate) fn debug_due(&self) -> bool {
+        match self.standing {
+            Standing::Guest | Standing::Underway => self.vcpu.debug_due(),
+            Standing::Trampoline => self.event == Some(Event::DEBUG),
+        }
     }
 
     pub(crate) fn rflags(&self) -> u64 {
@@ -564,7 +577,7 @@ impl Engine for KvmEngine {
         self.msrs = state.msrs;
         self.halted = state.halted;
         self.shut_down = state.shutdown.then(|| Box::new(state.clone()));
-        self.event = None;
+        self.event = state.debug_due.then_some(Event::DEBUG);
         self.pending = None;
         self.writes.clear();
         Ok(())

@@ -6,6 +6,7 @@
 //! on one replica and not on the other. So where a window opens behind a byte that may be an STI, the
 //! vCPU goes one instruction further. Whatever the processor did, the interrupt enters at one place.
 
+use ::engine::bits::rflags;
 use ::engine::{Engine, EngineError, Exit};
 
 use crate::debug::Watch;
@@ -30,14 +31,19 @@ impl KvmEngine {
     pub(crate) fn pass_shadow(&mut self) -> Result<Option<Exit>, EngineError> {
         // Otherwise the window would be all that happens.
         self.vcpu.request_window(false);
+        let traps = self.rflags() & rflags::TF != 0;
         self.vcpu.watch(Watch::STEP)?;
         self.standing = Standing::Underway;
         let raw = self.run_guest();
-        self.vcpu.unwatch(false)?;
+        self.vcpu.unwatch(traps)?;
         self.vcpu.request_window(true);
         match raw? {
             Raw::Debug { .. } => {
                 self.standing = Standing::Guest;
+                if traps {
+                    // The guest's own step, which was taken for ours.
+                    self.vcpu.raise_step()?;
+                }
                 match self.can_interrupt() && self.may_be_in_shadow() {
                     true => self.pass_shadow(),
                     false => Ok(None),

@@ -110,6 +110,7 @@ impl KvmEngine {
             cpl: s.cpl,
             halted: self.halted,
             interrupt_shadow: s.shadow,
+            debug_due: self.debug_due(),
             shutdown: false,
         })
     }

@@ -15,6 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{SyncReg, VcpuFd};
 
 use crate::errors::{call, stopped};
+use crate::vmcb::{DB, SINGLE_STEP};
 
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
 const KVM_INTERRUPT: libc::Ioctl = 0x4004_ae86;
@@ -307,6 +308,28 @@ impl Vcpu {
             || e.interrupt.injected != 0
             || e.nmi.injected != 0
             || e.nmi.pending != 0
+    }
+
+    /// Whether a #DB is on its way: the only exception that may be when an exit's instruction has
+    /// completed, after a single step.
+    pub fn debug_due(&self) -> bool {
+        let e = &self.seen.events.exception;
+        (e.injected != 0 || e.pending != 0) && e.nr == DB
+    }
+
+    /// Queues the #DB of a single step.
+    pub fn raise_step(&mut self) -> Result<(), EngineError> {
+        let mut registers = self.debug_registers()?;
+        registers.dr6 |= SINGLE_STEP;
+        self.set_debug_registers(&registers)?;
+        self.seen.events.exception.injected = 1;
+        self.seen.events.exception.nr = DB;
+        let mut events = self.seen.events;
+        // All but what these name is taken from it.
+        events.flags = 0;
+        self.fd
+            .set_vcpu_events(&events)
+            .map_err(|e| call("queue a debug exception", e))
     }
 
     /// Forgets all events.

@@ -79,6 +79,12 @@ pub const INTERCEPTED: [u64; 16] = [
     exit::RDPRU,
 ];
 
+/// The vector of debug exceptions.
+pub const DB: u8 = 1;
+
+/// DR6.BS: a single step.
+pub const SINGLE_STEP: u64 = 1 << 14;
+
 /// An event that VMRUN delivers to the guest (APM vol. 2, 15.20).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -87,6 +93,8 @@ pub enum Event {
 }
 
 impl Event {
+    pub const DEBUG: Self = Self::Exception(DB, None);
+
     fn encode(self) -> u64 {
         const VALID: u64 = 1 << 31;
         match self {

@@ -36,7 +36,8 @@ impl Cpu {
         self.deliver_event(event);
     }
 
-    /// Delivers #DB as a trap before the next instruction, with these bits set in DR6.
+    /// Delivers #DB as a trap before the next instruction, with these bits set in DR6; wakes from HLT,
+    /// which may be the instruction that was stepped (SDM vol. 2, HLT).
     pub fn debug_trap(&mut self, dr6: u64) {
         self.dr[4] |= dr6;
         let event = Event {
@@ -48,6 +49,7 @@ impl Cpu {
             })
         };
         self.deliver_event(event);
+        self.wake();
     }
 
     /// Delivers an external interrupt before the next instruction; wakes from HLT.
@@ -62,6 +64,10 @@ impl Cpu {
             ip: self.rip,
             resume: false,
         });
+        self.wake();
+    }
+
+    fn wake(&mut self) {
         self.halted = false;
         self.attention &= !attention::HALTED;
     }

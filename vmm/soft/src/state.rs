@@ -32,6 +32,8 @@ impl Cpu {
             cpl: self.cpl,
             halted: self.halted,
             interrupt_shadow: self.interrupt_shadow,
+            // Delivered with the instruction that it is due behind.
+            debug_due: false,
             shutdown: self.shutdown,
         }
     }
@@ -40,6 +42,9 @@ impl Cpu {
     /// error says what is wrong with `state`; nothing is changed then.
     pub fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
         engine::check(state)?;
+        if state.debug_due {
+            return Err("a #DB is due, which this engine would have delivered by then".to_owned());
+        }
         let image = <&[u8; FpState::SIZE]>::try_from(state.fxsave.as_slice())
             .map_err(|_| format!("the FXSAVE image has {} bytes, not 512", state.fxsave.len()))?;
         let fp = FpState::from_image(image).ok_or("MXCSR has reserved bits set")?;
