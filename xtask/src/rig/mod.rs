@@ -38,9 +38,9 @@ enum Npt {
 
 #[derive(Args)]
 pub struct RigArgs {
-    /// Nested paging in the rig's KVM; both without it, for --smoke and --shell 1
-    #[arg(long, value_enum)]
-    npt: Option<Npt>,
+    /// Nested paging in the rig's KVM; --shell takes one, for both nested paging
+    #[arg(long, value_enum, default_value_t = Npt::Both)]
+    npt: Npt,
     /// Only steps whose name contains one of these, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
@@ -108,7 +108,7 @@ fn records() -> Result<PathBuf> {
 
 fn shell(args: &RigArgs, parts: &Parts, command: &str) -> Result<i32> {
     let console = records()?.join("console-shell.log");
-    let mut machine = start(parts, args.npt != Some(Npt::Off), &console)?;
+    let mut machine = start(parts, args.npt != Npt::Off, &console)?;
     let bound = Duration::from_secs(args.limit);
     machine.run(command, bound, &mut |line| println!("{line}"))
 }
@@ -138,10 +138,9 @@ struct Outcome {
 
 fn all_steps(args: &RigArgs, parts: &Parts, chosen: &[&Step]) -> Result<i32> {
     let variants: &[bool] = match args.npt {
-        Some(Npt::On) => &[true],
-        Some(Npt::Off) => &[false],
-        None if args.smoke => &[true],
-        None | Some(Npt::Both) => &[true, false],
+        Npt::On => &[true],
+        Npt::Off => &[false],
+        Npt::Both => &[true, false],
     };
     let records = records()?;
     let mut outcomes = Vec::new();
