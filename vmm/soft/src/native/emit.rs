@@ -16,10 +16,11 @@ use iced_x86::{
     RflagsBits,
 };
 
-use crate::fpstate::MXCSR_DEFAULT;
+use crate::fpstate::{MXCSR_DEFAULT, MXCSR_MASK};
 
 /// Offsets in the FXSAVE image.
 const MXCSR: i32 = 24;
+const MASK: i32 = 28;
 const XMM: i32 = 160;
 
 /// The flags of RFLAGS; iced's bits hold those of x87's status word too.
@@ -233,6 +234,8 @@ pub fn x87(instruction: &Instruction, at: u64) -> Result<Vec<u8>, IcedError> {
         a.pop(rax)?;
     }
     a.fxsave64(ptr(rdx))?;
+    // The host's own, which says what its MXCSR has: bit 17 as well on AMD's.
+    a.mov(dword_ptr(rdx + MASK), MXCSR_MASK)?;
     a.fninit()?;
     a.ldmxcsr(dword_ptr(host_mxcsr))?;
     finish(a, &mut host_mxcsr, at)

@@ -107,6 +107,8 @@ fn x87_unmasked_exception_stays_pending() {
     unsafe { stub.call(std::ptr::null_mut(), &mut fp, 0) };
     assert_eq!(fp.st[0], 0x3fff_8000_0000_0000_0000);
     assert_eq!((fp.top(), fp.ftw), (7, 0x80));
+    let image = fp.to_image();
+    assert_eq!(image[28..32], [0xff, 0xff, 0, 0], "not the host's mask");
 }
 
 #[test]
