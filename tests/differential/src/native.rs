@@ -112,7 +112,11 @@ impl Native {
             self.child = Some(self.spawn()?);
         }
         if let Some(child) = &mut self.child {
-            child.link.write_all(&[slot as u8])?;
+            // A child that has died in the meantime: `finish` sees it as well and replaces it.
+            match child.link.write_all(&[slot as u8]) {
+                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e),
+                _ => {}
+            }
         }
         Ok(())
     }
