@@ -157,20 +157,38 @@ impl Guest {
             self.load(input)?;
             exit = self.run_with_stops(input.stops)?;
         }
+        self.take(output)?;
+        match exit {
+            Exit::Boundary(Boundary::Halt { .. }) => self.exception(output)?,
+            Exit::Boundary(Boundary::Reached) => output.end = End::Limit,
+            _ => output.end = End::Strange,
+        }
+        if self.engine.position().count != count {
+            output.end = End::Miscounted;
+        }
+        Ok(())
+    }
+
+    /// Runs a case to a position that it comes to.
+    pub fn run_to(
+        &mut self,
+        position: u64,
+        input: &Input,
+        output: &mut Output,
+    ) -> anyhow::Result<()> {
+        self.load(input)?;
+        self.engine.run(Some(position), Entry::Resume)?;
+        self.take(output)
+    }
+
+    /// Registers and memory.
+    fn take(&self, output: &mut Output) -> anyhow::Result<()> {
         let state = self.engine.state();
         output.gpr = state.gpr;
         output.rflags = state.rflags;
         output.rip = state.rip;
         output.fx.copy_from_slice(&state.fxsave[..512]);
         (output.vector, output.error, output.cr2) = (0, 0, 0);
-        match exit {
-            Exit::Boundary(Boundary::Halt { .. }) => self.exception(&state, output)?,
-            Exit::Boundary(Boundary::Reached) => output.end = End::Limit,
-            _ => output.end = End::Strange,
-        }
-        if state.count != count {
-            output.end = End::Miscounted;
-        }
         let data: [u8; PAGE] = self.get(DATA_GPA[0])?;
         output.data[..PAGE].copy_from_slice(&data);
         let data: [u8; PAGE] = self.get(DATA_GPA[1])?;
@@ -201,6 +219,28 @@ impl Guest {
         unreachable!("the positions go up to LIMIT")
     }
 
+    /// Runs a case step by step, a step being an instruction or an iteration. `see` gets the state
+    /// before and after each; none after one that ends the case.
+    pub fn walk(
+        &mut self,
+        input: &Input,
+        mut see: impl FnMut(&CpuState, Option<&CpuState>),
+    ) -> anyhow::Result<()> {
+        self.load(input)?;
+        let mut before = self.engine.state();
+        for _ in 0..LIMIT {
+            let until = self.engine.position().count + 1;
+            if self.engine.run(Some(until), Entry::Resume)? != Exit::Boundary(Boundary::Reached) {
+                see(&before, None);
+                break;
+            }
+            let after = self.engine.state();
+            see(&before, Some(&after));
+            before = after;
+        }
+        Ok(())
+    }
+
     fn load(&mut self, input: &Input) -> anyhow::Result<()> {
         let mut code = [0xcc; CODE_SIZE];
         let (at, bytes) = input.placed_code();
@@ -224,7 +264,8 @@ impl Guest {
     }
 
     /// Reads what the exception pushed.
-    fn exception(&self, state: &CpuState, output: &mut Output) -> anyhow::Result<()> {
+    fn exception(&self, output: &mut Output) -> anyhow::Result<()> {
+        let state = self.engine.state();
         let handler = state.rip.wrapping_sub(KERNEL + HANDLERS);
         if handler >= 256 * HANDLER {
             bail!("halted at {:#x}, which is no handler", state.rip);

@@ -7,6 +7,7 @@
 pub mod case;
 pub mod catalog;
 pub mod compare;
+mod freedom;
 pub mod generate;
 pub mod guest;
 pub mod native;

@@ -91,12 +91,13 @@ fn main() -> anyhow::Result<()> {
         }
     }
     println!(
-        "{} cases in {:.1} s ({:.0}/s): {} ended by an exception, {} skipped, {} differ",
+        "{} cases in {:.1} s ({:.0}/s): {} ended by an exception, {} skipped, {} differ where they may, {} differ",
         summary.cases,
         summary.time.as_secs_f64(),
         summary.cases as f64 / summary.time.as_secs_f64(),
         summary.exceptions,
         summary.skipped,
+        summary.free,
         summary.failures.len()
     );
     if !summary.failures.is_empty() {
