@@ -86,6 +86,40 @@ const RIG: &[Need] = &[
     },
 ];
 
+/// What the nested rig with VT-x needs besides.
+const RIG_INTEL: &[Need] = &[
+    Need {
+        program: "bochs-bin",
+        package: "bochs",
+        why: "the rig's machine",
+    },
+    Need {
+        program: "/usr/share/bochs/BIOS-bochs-latest",
+        package: "bochsbios",
+        why: "its BIOS",
+    },
+    Need {
+        program: "/usr/share/vgabios/vgabios.bin",
+        package: "vgabios",
+        why: "its display's BIOS",
+    },
+    Need {
+        program: "/usr/lib/ISOLINUX/isolinux.bin",
+        package: "isolinux",
+        why: "its boot loader",
+    },
+    Need {
+        program: "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+        package: "syslinux-common",
+        why: "the boot loader's library",
+    },
+    Need {
+        program: "genisoimage",
+        package: "genisoimage",
+        why: "the CD that it boots from",
+    },
+];
+
 /// Installs what running a guest needs.
 pub fn for_running() -> Result<()> {
     install(&missing(RUN))
@@ -96,9 +130,10 @@ pub fn for_testing() -> Result<()> {
     install(&[missing(RUN), missing(TEST)].concat())
 }
 
-/// Installs what the rig needs.
-pub fn for_rig() -> Result<()> {
-    install(&missing(RIG))
+/// Installs what the rig needs; with `intel` what the machine with VT-x does as well.
+pub fn for_rig(intel: bool) -> Result<()> {
+    let besides = if intel { RIG_INTEL } else { &[] };
+    install(&[missing(RIG), missing(besides)].concat())
 }
 
 fn missing(needs: &'static [Need]) -> Vec<&'static Need> {

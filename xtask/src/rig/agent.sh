@@ -1,7 +1,8 @@
 #!/bin/bash
-# PID 1 of the rig: takes commands from the host over a virtio port and runs them, each within its
-# time. A command is a line "TOKEN SECONDS SCRIPT" with the script in base64; what it writes goes to
-# the port as it is, and then comes a line "@@TOKEN STATUS". Whatever it left running is ended first.
+# PID 1 of the rig: takes commands from the host over a virtio port, or else the second serial port,
+# and runs them, each within its time. A command is a line "TOKEN SECONDS LENGTH SCRIPT" with the script
+# in base64 of LENGTH characters; what it writes goes to the port as it is, and then comes a line
+# "@@TOKEN STATUS". Whatever it left running is ended first.
 
 export PATH=/rig/work/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LC_ALL=C TERM=dumb
@@ -19,10 +20,18 @@ port=
 for name in /sys/class/virtio-ports/*/name; do
     [ "$(cat "$name")" = rig ] && port=/dev/$(basename "$(dirname "$name")")
 done
+if [ -z "$port" ]; then
+    port=/dev/ttyS1
+    stty -F "$port" raw -echo 115200 clocal -hupcl -crtscts
+fi
 exec 3<>"$port" || { echo "rig: no port to the host" >/dev/console; exec sleep infinity; }
 
 printf '@@ready %s\n' "$(uname -r)" >&3
-while read -r token seconds script <&3; do
+while read -r token seconds length script <&3; do
+    if [ "${#script}" != "$length" ]; then
+        printf '\n@@%s damaged\n' "$token" >&3
+        continue
+    fi
     rm -rf /rig/work/tmp
     mkdir -p "$TMPDIR"
     cd "$TMPDIR" || cd /

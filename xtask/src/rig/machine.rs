@@ -1,43 +1,51 @@
-//! The rig's machine: QEMU's TCG with AMD SVM, and the agent in it that runs our commands.
-//!
-//! The agent speaks over a virtio port that is QEMU's standard input and output; the kernel's console
-//! goes to a file, from which an error shows the last lines.
+//! The rig's machine: an emulator, and the agent in it that runs our commands. The kernel's console goes
+//! to a file, from which an error shows the last lines.
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::Child;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use e2e::wait;
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
+use tempfile::TempDir;
 
 use super::parts::Parts;
+use super::variant::Variant;
+use super::{bochs, qemu};
 
-/// From power-on to the agent's first word; 10 s on an idle machine, 80 s on a busy one.
-const START: Duration = Duration::from_secs(300);
+/// From power-on to the agent's first word; 10 s on an idle machine, 80 s on a busy one, and on Bochs
+/// eight times as long.
+const START: Duration = Duration::from_secs(900);
 
 /// What the agent may need to end a command that ran over its time, beyond the time.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// AMD-V with nested paging. RDRAND and RDSEED of a guest's guest cannot be hidden on AMD, so that the
-/// rig has none; the rest is what TCG would leave out anyhow, each with a warning.
-const CPU: &str = "EPYC,+svm,+npt,-rdrand,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,\
-                   -osvw,-topoext,-nrip-save,-xsavec";
+/// What the kernel's command line has on every emulator.
+pub const KERNEL_LINE: &str = "console=ttyS0 quiet mitigations=off rcupdate.rcu_expedited=1 \
+                               tsc=reliable cryptomgr.notests";
 
-const MEMORY_MIB: u32 = 3072;
+/// A running emulator, with our end of the agent's port.
+pub struct Emulator {
+    pub process: Child,
+    pub commands: Box<dyn Write>,
+    pub output: Box<dyn Read + Send>,
+    /// What is removed after its end.
+    pub folder: Option<TempDir>,
+}
 
 pub struct Machine {
-    qemu: Child,
-    commands: ChildStdin,
+    process: Child,
+    commands: Box<dyn Write>,
+    _folder: Option<TempDir>,
     lines: Receiver<String>,
     console: PathBuf,
     number: u32,
+    /// How many seconds of ours a second in the rig may take.
+    slowness: u32,
     /// From power-on to the agent's first word.
     pub started_in: Duration,
     /// As `uname -r` says it in the rig.
@@ -45,24 +53,21 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts it, with nested paging for KVM's guests or without. The console's text goes to the file
-    /// `console`.
-    pub fn start(parts: &Parts, nested_paging: bool, console: &Path) -> Result<Self> {
+    /// Starts it and waits for the agent. The console's text goes to the file `console`.
+    pub fn start(parts: &Parts, variant: Variant, console: &Path) -> Result<Self> {
         let begun = Instant::now();
-        let mut command = command(parts, nested_paging, console);
-        let mut qemu = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("QEMU could not be started (packages qemu-system-x86, util-linux)")?;
-        let commands = qemu.stdin.take().context("QEMU has no input")?;
-        let output = qemu.stdout.take().context("QEMU has no output")?;
+        let emulator = match variant {
+            Variant::Amd { nested_paging } => qemu::start(parts, nested_paging, console)?,
+            Variant::Intel => bochs::start(parts, console)?,
+        };
         let mut machine = Self {
-            qemu,
-            commands,
-            lines: read_lines(output),
+            process: emulator.process,
+            commands: emulator.commands,
+            _folder: emulator.folder,
+            lines: read_lines(emulator.output),
             console: console.to_owned(),
             number: 0,
+            slowness: variant.seconds_per_second(),
             started_in: Duration::ZERO,
             kernel: String::new(),
         };
@@ -71,7 +76,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Runs the bash script `script` in the rig for at most `bound`; each line that it writes goes to
+    /// Runs the bash script `script` in the rig for at most `bound` of the rig's time; each line that it writes goes to
     /// `line`. Gives its exit status: 124 if it ran over its time, 137 if it had to be killed then.
     pub fn run(
         &mut self,
@@ -82,12 +87,13 @@ impl Machine {
         self.number += 1;
         let token = format!("{:x}.{}", std::process::id(), self.number);
         let seconds = bound.as_secs().max(1);
-        let request = format!("{token} {seconds} {}\n", base64(script.as_bytes()));
+        let script = base64(script.as_bytes());
+        let request = format!("{token} {seconds} {} {script}\n", script.len());
         self.commands
             .write_all(request.as_bytes())
             .and_then(|()| self.commands.flush())
             .with_context(|| self.why("the rig takes no command"))?;
-        let end = Instant::now() + bound + GRACE;
+        let end = Instant::now() + (bound + GRACE) * self.slowness;
         let status = self.wait_for(&format!("@@{token} "), end, line)?;
         let number = status.parse();
         number.with_context(|| format!("the rig's agent gave the status '{status}'"))
@@ -113,6 +119,9 @@ impl Machine {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     wait::interrupted()?;
+                    if self.process.try_wait()?.is_some() {
+                        bail!("{}", self.why("the rig has ended"));
+                    }
                     if Instant::now() > end {
                         bail!("{}", self.why("the rig does not answer"));
                     }
@@ -141,69 +150,13 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // An error means that it has ended.
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
-}
-
-/// `setpriv` lets QEMU die with this process, whichever way that ends; in a process group of its own
-/// QEMU does not get the terminal's Ctrl-C before us.
-///
-/// All of QEMU's threads stay on one of the host's processors. On two of them QEMU 7.2 loses interrupts:
-/// its VMRUN sets a bit in the word of pending ones with an `or` that is neither atomic nor under the
-/// lock, and what the timer's thread puts there in that moment is gone. The kernel in the rig then
-/// waits for ever, halted, with the timer's vector in the APIC's IRR. On one processor no other thread
-/// gets in the middle of an instruction.
-fn command(parts: &Parts, nested_paging: bool, console: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]);
-    command.args(["taskset", "--cpu-list", &processor().to_string()]);
-    command.arg("qemu-system-x86_64");
-    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-    command.args(["-machine", "q35", "-no-reboot"]);
-    // One core, since all of QEMU runs on one.
-    command.args(["-accel", "tcg,tb-size=512", "-smp", "1", "-m"]);
-    command.arg(MEMORY_MIB.to_string());
-    command.args(["-cpu", CPU]);
-    command.arg("-kernel").arg(&parts.kernel.kernel);
-    command.arg("-initrd").arg(&parts.kernel.initrd);
-    let npt = u8::from(nested_paging);
-    command.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off rcupdate.rcu_expedited=1 tsc=reliable cryptomgr.notests rig.npt={npt}"
-    ));
-    let serial = format!("file,id=console,path={}", escaped(console));
-    command.args(["-chardev", &serial, "-serial", "chardev:console"]);
-    for (disk, options) in [
-        (&parts.root, "snapshot=on"),
-        (&parts.image, "readonly=on"),
-        (&parts.work, "discard=unmap"),
-    ] {
-        let path = escaped(disk);
-        command.arg("-drive").arg(format!(
-            "file={path},format=raw,if=virtio,cache=unsafe,{options}"
-        ));
-    }
-    command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
-    command.args(["-chardev", "stdio,id=agent,signal=off"]);
-    command.args(["-device", "virtserialport,chardev=agent,name=rig"]);
-    command.process_group(0);
-    command
-}
-
-/// The last processor that we may run on; most of the host's interrupts go to the first.
-fn processor() -> usize {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
-    let is_allowed = |number: &usize| allowed.is_set(*number).unwrap_or(false);
-    (0..CpuSet::count()).rev().find(is_allowed).unwrap_or(0)
-}
-
-/// QEMU's options are separated by commas; a doubled one stands for itself.
-fn escaped(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
 }
 
 /// The lines of `output`, until it ends.
-fn read_lines(output: impl std::io::Read + Send + 'static) -> Receiver<String> {
+fn read_lines(output: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = sync_channel(1024);
     std::thread::spawn(move || {
         let mut reader = BufReader::new(output);

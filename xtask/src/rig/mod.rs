@@ -1,46 +1,44 @@
 //! `cargo xtask rig`: real KVM on a machine without VT-x or AMD-V. QEMU's TCG emulates a machine with
-//! AMD SVM; a Debian kernel with kvm-amd runs on it, and our programs use its `/dev/kvm`.
+//! AMD SVM, or Bochs one with VT-x; a Debian kernel with kvm-amd or kvm-intel runs on it, and our
+//! programs use its `/dev/kvm`.
 //!
 //! | module | topic |
 //! |---|---|
+//! | [`variant`] | which machines there are |
 //! | [`machine`] | the machine and the commands that it runs for us |
+//! | [`qemu`], [`bochs`] | how each emulator is started |
 //! | [`parts`] | what it is made of |
 //! | [`steps`] | what is tested in it |
 
+mod bochs;
 mod machine;
 mod parts;
+mod qemu;
 mod steps;
+mod variant;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use e2e::wait;
 
 use self::machine::Machine;
 use self::parts::Parts;
 use self::steps::Step;
+use self::variant::{Npt, Processor, Processors, Variant};
 use crate::{packages, step};
-
-/// KVM's own paging for its guests.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Npt {
-    /// Shadow paging: `kvm_amd.npt=0`
-    #[value(name = "0")]
-    Off,
-    /// Nested paging: `kvm_amd.npt=1`
-    #[value(name = "1")]
-    On,
-    /// One after the other
-    Both,
-}
 
 #[derive(Args)]
 pub struct RigArgs {
-    /// Nested paging in the rig's KVM; --shell takes one, for both nested paging
-    #[arg(long, value_enum, default_value_t = Npt::Both)]
-    npt: Npt,
+    /// The processor that is emulated; --shell takes one, for both AMD's
+    #[arg(long, value_enum, default_value_t = Processors::Amd)]
+    processor: Processors,
+    /// Nested paging in the rig's KVM on AMD: both if not given; --shell takes one, for both nested
+    /// paging
+    #[arg(long, value_enum)]
+    npt: Option<Npt>,
     /// Only steps whose name contains one of these, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
@@ -56,7 +54,7 @@ pub struct RigArgs {
     /// More programs to put into the rig's PATH
     #[arg(long, value_name = "FILES", value_delimiter = ',')]
     with: Vec<PathBuf>,
-    /// For --shell: the most that the command may take, in seconds
+    /// For --shell: the most that the command may take, in seconds of the rig's clock
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     limit: u64,
     /// Run this command in the rig (the words joined, for bash) and end with its status
@@ -81,8 +79,9 @@ pub fn run(args: &RigArgs) -> Result<i32> {
     if chosen.is_empty() {
         bail!("no step has such a name; see cargo xtask rig --list");
     }
+    let variants = Variant::chosen(args.processor, args.npt)?;
     wait::catch_signals()?;
-    packages::for_rig()?;
+    packages::for_rig(args.processor.each().contains(&Processor::Intel))?;
     if !args.no_build {
         let build = format!("build --release{}", steps::TARGETS);
         let build: Vec<&str> = build.split(' ').collect();
@@ -91,10 +90,10 @@ pub fn run(args: &RigArgs) -> Result<i32> {
     let folder = tempfile::Builder::new().prefix("lockstep-rig-").tempdir()?;
     let mut programs = steps::programs(args.no_build)?;
     programs.extend(args.with.iter().cloned());
-    let parts = parts::make(&programs, folder.path())?;
+    let parts = parts::make(args.processor.each(), &programs, folder.path())?;
     match &args.shell {
-        Some(words) => shell(args, &parts, &words.join(" ")),
-        None => all_steps(args, &parts, &chosen),
+        Some(words) => shell(args, &parts, variants[0], &words.join(" ")),
+        None => all_steps(&parts, &variants, &chosen),
     }
 }
 
@@ -106,20 +105,20 @@ fn records() -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn shell(args: &RigArgs, parts: &Parts, command: &str) -> Result<i32> {
+fn shell(args: &RigArgs, parts: &Parts, variant: Variant, command: &str) -> Result<i32> {
     let console = records()?.join("console-shell.log");
-    let mut machine = start(parts, args.npt != Npt::Off, &console)?;
+    let mut machine = start(parts, variant, &console)?;
     let bound = Duration::from_secs(args.limit);
     machine.run(command, bound, &mut |line| println!("{line}"))
 }
 
-fn start(parts: &Parts, nested_paging: bool, console: &Path) -> Result<Machine> {
+fn start(parts: &Parts, variant: Variant, console: &Path) -> Result<Machine> {
     println!(
-        "\n=== starting the rig, npt={}; its console: {}",
-        u8::from(nested_paging),
+        "\n=== starting the rig, {}; its console: {}",
+        variant.name(),
         console.display()
     );
-    let machine = Machine::start(parts, nested_paging, console)?;
+    let machine = Machine::start(parts, variant, console)?;
     println!(
         "    Linux {} after {:.1} s",
         machine.kernel,
@@ -131,24 +130,19 @@ fn start(parts: &Parts, nested_paging: bool, console: &Path) -> Result<Machine> 
 /// What became of a step.
 struct Outcome {
     name: &'static str,
-    npt: bool,
+    variant: Variant,
     seconds: f64,
     problem: Option<String>,
 }
 
-fn all_steps(args: &RigArgs, parts: &Parts, chosen: &[&Step]) -> Result<i32> {
-    let variants: &[bool] = match args.npt {
-        Npt::On => &[true],
-        Npt::Off => &[false],
-        Npt::Both => &[true, false],
-    };
+fn all_steps(parts: &Parts, variants: &[Variant], chosen: &[&Step]) -> Result<i32> {
     let records = records()?;
     let mut outcomes = Vec::new();
-    for &npt in variants {
-        let console = records.join(format!("console-npt{}.log", u8::from(npt)));
+    for &variant in variants {
+        let console = records.join(format!("console-{}.log", variant.in_file_names()));
         let mut machine = None;
         for &step in chosen {
-            let outcome = one_step(parts, &records, &console, &mut machine, step, npt)?;
+            let outcome = one_step(parts, &records, &console, &mut machine, step, variant)?;
             // What a failed step did to KVM must not be the next one's problem.
             if outcome.problem.is_some() {
                 machine = None;
@@ -165,18 +159,13 @@ fn one_step(
     console: &Path,
     machine: &mut Option<Machine>,
     step: &Step,
-    npt: bool,
+    variant: Variant,
 ) -> Result<Outcome> {
     let machine = match machine {
         Some(machine) => machine,
-        none => none.insert(start(parts, npt, console)?),
+        none => none.insert(start(parts, variant, console)?),
     };
-    println!(
-        "\n=== {} (npt={}): {}",
-        step.name,
-        u8::from(npt),
-        step.about
-    );
+    println!("\n=== {} ({}): {}", step.name, variant.name(), step.about);
     let begun = Instant::now();
     let mut text = String::new();
     let script = format!("{}\n{}", steps::LIBRARY, step.script);
@@ -187,7 +176,7 @@ fn one_step(
         text.push('\n');
     });
     wait::interrupted()?;
-    let record = records.join(format!("{}-npt{}.log", step.name, u8::from(npt)));
+    let record = records.join(format!("{}-{}.log", step.name, variant.in_file_names()));
     std::fs::write(&record, &text).with_context(|| record.display().to_string())?;
     let problem = match ended {
         Ok(0) => None,
@@ -202,7 +191,7 @@ fn one_step(
     }
     Ok(Outcome {
         name: step.name,
-        npt,
+        variant,
         seconds,
         problem,
     })
@@ -211,14 +200,14 @@ fn one_step(
 /// Prints the table; gives the exit status.
 fn report(outcomes: &[Outcome]) -> i32 {
     println!(
-        "\n=== the rig's steps\n    {:14} npt  result    seconds",
-        "step"
+        "\n=== the rig's steps\n    {:14} {:12} result    seconds",
+        "step", "machine"
     );
     for outcome in outcomes {
         println!(
-            "    {:14} {:3}  {:8} {:8.1}",
+            "    {:14} {:12} {:8} {:8.1}",
             outcome.name,
-            u8::from(outcome.npt),
+            outcome.variant.name(),
             if outcome.problem.is_some() {
                 "FAILED"
             } else {
@@ -230,9 +219,9 @@ fn report(outcomes: &[Outcome]) -> i32 {
     let failed: Vec<&Outcome> = outcomes.iter().filter(|o| o.problem.is_some()).collect();
     for outcome in &failed {
         println!(
-            "failed: {}; to repeat: cargo xtask rig --npt {} --only {}",
+            "failed: {}; to repeat: cargo xtask rig {} --only {}",
             outcome.name,
-            u8::from(outcome.npt),
+            outcome.variant.options(),
             outcome.name
         );
     }

@@ -2,9 +2,9 @@
 //!
 //! | disk | in the rig | what |
 //! |---|---|---|
-//! | `vda` | `/` | the guest's own root disk, whose userland serves the rig as well; writes are dropped |
-//! | `vdb` | `/rig/image` | the cache of `guest-images` with the one guest in it; read only |
-//! | `vdc` | `/rig/work` | our programs in `bin`, the agent, and room for the machines' files |
+//! | root | `/` | the guest's own root disk, whose userland serves the rig as well; writes are dropped |
+//! | image | `/rig/image` | the cache of `guest-images` with the one guest in it; read only |
+//! | work | `/rig/work` | our programs in `bin`, the agent, and room for the machines' files |
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,11 +13,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use guest_images::{GuestImage, Options, Progress, StockKernel, StockRecipe};
 
+use super::variant::Processor;
+
 /// The distribution's kernel: the guest's own, made for clouds, comes without KVM's modules.
 const KERNEL: &str = "linux-image-amd64";
 
 /// What the kernel needs for the disks and the port, then KVM, which the script loads last.
-const MODULES: &[&str] = &[
+const AMD_MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
     "virtio_console",
@@ -29,6 +31,16 @@ const MODULES: &[&str] = &[
     "kvm_amd",
 ];
 
+const INTEL_MODULES: &[&str] = &[
+    "ata_piix",
+    "sd_mod",
+    "crc32c_generic",
+    "ext4",
+    "irqbypass",
+    "kvm",
+    "kvm_intel",
+];
+
 const INIT: &str = include_str!("init.sh");
 const AGENT: &str = include_str!("agent.sh");
 
@@ -36,27 +48,47 @@ const AGENT: &str = include_str!("agent.sh");
 const WORK_BYTES: u64 = 16 << 30;
 
 pub struct Parts {
-    pub kernel: StockKernel,
+    kernels: Vec<(Processor, StockKernel)>,
     pub root: PathBuf,
     pub image: PathBuf,
     pub work: PathBuf,
+    /// For what else a machine needs; removed at the end.
+    pub folder: PathBuf,
 }
 
-/// Makes or finds everything. `programs` go into the rig's `bin`; the work disk is made in `folder`.
-pub fn make(programs: &[PathBuf], folder: &Path) -> Result<Parts> {
+impl Parts {
+    /// The kernel for machines with `processor`.
+    pub fn kernel(&self, processor: Processor) -> Result<&StockKernel> {
+        let mut kernels = self.kernels.iter();
+        let found = kernels.find(|(of, _)| *of == processor);
+        Ok(&found.context("no kernel was made for this processor")?.1)
+    }
+}
+
+/// Makes or finds everything that machines with `processors` need. `programs` go into the rig's `bin`;
+/// the work disk is made in `folder`.
+pub fn make(processors: &[Processor], programs: &[PathBuf], folder: &Path) -> Result<Parts> {
     let guest = guest_images::build(&Options::default(), &mut show)?;
-    let recipe = StockRecipe {
-        cache: None,
-        package: KERNEL,
-        modules: MODULES,
-        init: INIT,
-    };
-    let kernel = guest_images::build_kernel(&recipe, &mut show)?;
+    let mut kernels = Vec::new();
+    for &processor in processors {
+        let recipe = StockRecipe {
+            cache: None,
+            package: KERNEL,
+            modules: match processor {
+                Processor::Amd => AMD_MODULES,
+                Processor::Intel => INTEL_MODULES,
+            },
+            init: INIT,
+        };
+        let kernel = guest_images::build_kernel(&recipe, &mut show)?;
+        kernels.push((processor, kernel));
+    }
     Ok(Parts {
+        kernels,
         image: image_disk(&guest)?,
         root: guest.disk,
         work: work_disk(programs, folder)?,
-        kernel,
+        folder: folder.to_owned(),
     })
 }
 

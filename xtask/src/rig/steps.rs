@@ -24,7 +24,7 @@ pub const LIBRARY: &str = include_str!("library.sh");
 pub const STEPS: &[Step] = &[
     Step {
         name: "machine",
-        about: "the rig itself: AMD-V, KVM's device, our programs, the guest's image",
+        about: "the rig itself: AMD-V or VT-x, KVM's device, our programs, the guest's image",
         seconds: 60,
         smoke: true,
         script: include_str!("steps/machine.sh"),

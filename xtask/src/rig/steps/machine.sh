@@ -1,9 +1,14 @@
 grep -m1 'model name' /proc/cpuinfo
 echo "$(nproc) CPUs, $(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo) MiB"
-grep -qw svm /proc/cpuinfo || fail "the CPU has no AMD-V"
+case $(grep -m1 -owE 'svm|vmx' /proc/cpuinfo || true) in
+svm) module=kvm_amd paging=npt ;;
+vmx) module=kvm_intel paging=ept ;;
+*) fail "the CPU has neither AMD-V nor VT-x" ;;
+esac
 [ -c /dev/kvm ] || fail "there is no /dev/kvm"
-echo "kvm_amd: npt=$(cat /sys/module/kvm_amd/parameters/npt) nested=$(cat /sys/module/kvm_amd/parameters/nested)"
-grep -qE '[1Y]' /sys/module/kvm_amd/parameters/nested || fail "kvm_amd allows no nested guest"
+parameters=/sys/module/$module/parameters
+echo "$module: $paging=$(cat $parameters/$paging) nested=$(cat $parameters/nested)"
+grep -qE '[1Y]' $parameters/nested || fail "$module allows no nested guest"
 for program in ft-vmm ft-ctl ft-diskd ft-netd; do
     "$program" --version
 done
