@@ -32,7 +32,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// The tests of the engine `kvm`, in an emulated machine with AMD-V and a Debian kernel
+    /// The tests of the engine `kvm`, in an emulated machine with AMD-V or VT-x and a Debian kernel
     Rig(rig::RigArgs),
 }
 

@@ -17,9 +17,9 @@ use super::parts::Parts;
 use super::variant::Variant;
 use super::{bochs, qemu};
 
-/// From power-on to the agent's first word; 10 s on an idle machine, 80 s on a busy one, and on Bochs
-/// eight times as long.
-const START: Duration = Duration::from_secs(900);
+/// From power-on to the agent's first word: 10 s on an idle machine, 80 s on a busy one; on Bochs 60 s
+/// and more.
+const START: Duration = Duration::from_secs(600);
 
 /// What the agent may need to end a command that ran over its time, beyond the time.
 const GRACE: Duration = Duration::from_secs(30);
@@ -33,6 +33,8 @@ pub struct Emulator {
     pub process: Child,
     pub commands: Box<dyn Write>,
     pub output: Box<dyn Read + Send>,
+    /// Where its own messages go, unless to our standard error.
+    pub log: Option<PathBuf>,
     /// What is removed after its end.
     pub folder: Option<TempDir>,
 }
@@ -43,6 +45,7 @@ pub struct Machine {
     _folder: Option<TempDir>,
     lines: Receiver<String>,
     console: PathBuf,
+    log: Option<PathBuf>,
     number: u32,
     /// How many seconds of ours a second in the rig may take.
     slowness: u32,
@@ -66,6 +69,7 @@ impl Machine {
             _folder: emulator.folder,
             lines: read_lines(emulator.output),
             console: console.to_owned(),
+            log: emulator.log,
             number: 0,
             slowness: variant.seconds_per_second(),
             started_in: Duration::ZERO,
@@ -143,7 +147,11 @@ impl Machine {
             }
         }
         let tail = Vec::from(tail).join("\n    ");
-        format!("{what}; its console ends with\n    {tail}")
+        let emulator = match &self.log {
+            Some(log) => format!("\nwhat the emulator said is in {}", log.display()),
+            None => String::new(),
+        };
+        format!("{what}; its console ends with\n    {tail}{emulator}")
     }
 }
 

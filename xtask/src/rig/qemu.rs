@@ -34,6 +34,7 @@ pub fn start(parts: &Parts, nested_paging: bool, console: &Path) -> Result<Emula
         process,
         commands: Box::new(commands),
         output: Box::new(output),
+        log: None,
         folder: None,
     })
 }
