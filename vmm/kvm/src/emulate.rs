@@ -9,107 +9,129 @@ use ::engine::msr::{self, Context, Effect, number};
 use ::engine::{EngineError, cpuid};
 
 use crate::BRAND;
+use crate::block::{Event, Intercept, SINGLE_STEP};
 use crate::engine::{KvmEngine, Standing};
 use crate::errors::stopped;
-use crate::trampoline::SVME;
-use crate::vmcb::{Event, SINGLE_STEP, at, exit};
-use crate::walk::{self, Paging};
-
-/// Vectors of exceptions.
-mod vector {
-    pub const UD: u8 = 6;
-    pub const GP: u8 = 13;
-}
+use crate::trampoline::Kind;
+use crate::vmcb::SVME;
+use crate::walk;
 
 impl KvmEngine {
     /// Does the intercepted instruction.
     pub(crate) fn emulate(&mut self) -> Result<(), EngineError> {
-        let code = self.vmcb.u64(at::EXIT_CODE);
-        if self.vmcb.interrupted_event().is_some() {
-            let rip = self.vmcb.u64(at::RIP);
-            return Err(stopped("an intercept while an event was delivered", rip));
-        }
-        let counter = match code {
-            exit::RDTSC | exit::RDTSCP => &mut self.exits.rdtsc,
-            exit::CPUID => &mut self.exits.cpuid,
+        let intercept = self.block.intercept();
+        let counter = match intercept {
+            Intercept::Rdtsc | Intercept::Rdtscp => &mut self.exits.rdtsc,
+            Intercept::Cpuid => &mut self.exits.cpuid,
             _ => &mut self.exits.other_instructions,
         };
         *counter += 1;
-        match code {
+        match intercept {
             // QEMU gives RDTSCP out as RDTSC; the instruction itself says which it is.
-            exit::RDTSC | exit::RDTSCP => self.rdtsc(code == exit::RDTSCP || self.is_rdtscp()),
-            exit::CPUID => self.cpuid(),
-            exit::RDPMC => self.fault(Event::Exception(vector::GP, Some(0))),
-            exit::INVLPGA
-            | exit::VMRUN
-            | exit::VMMCALL
-            | exit::VMLOAD
-            | exit::VMSAVE
-            | exit::STGI
-            | exit::CLGI
-            | exit::SKINIT
-            | exit::MONITOR
-            | exit::MWAIT
-            | exit::MWAIT_ARMED
-            | exit::XSETBV
-            | exit::RDPRU => self.fault(Event::Exception(vector::UD, None)),
-            exit::INVALID => {
-                let rip = self.vmcb.u64(at::RIP);
-                return Err(stopped("VMRUN refused the guest's state", rip));
+            Intercept::Rdtsc => self.rdtsc(self.is_rdtscp())?,
+            Intercept::Rdtscp => self.rdtsc(true)?,
+            Intercept::Cpuid => self.cpuid()?,
+            Intercept::Invd => self.complete(2)?,
+            Intercept::Rdpmc | Intercept::NoMsr | Intercept::SetCr4 => {
+                self.fault(Event::PROTECTION);
             }
-            other => {
-                let what = format!("the trampoline got exit {other:#x}, which it did not ask for");
-                return Err(stopped(&what, self.vmcb.u64(at::RIP)));
-            }
+            Intercept::Undefined => self.fault(Event::UNDEFINED),
+            Intercept::SetCr0(register) => self.set_cr0(register),
+            Intercept::TripleFault => self.shut_down(),
+            Intercept::Stopped(what) => return Err(stopped(&what, self.block.rip())),
         }
         Ok(())
     }
 
-    fn rdtsc(&mut self, with_aux: bool) {
-        let protected = self.vmcb.u64(at::CR0) & cr0::PE != 0;
-        let disabled = self.vmcb.u64(at::CR4) & cr4::TSD != 0;
-        if protected && disabled && self.vmcb.u8(at::CPL) != 0 {
-            return self.fault(Event::Exception(vector::GP, Some(0)));
+    fn rdtsc(&mut self, with_aux: bool) -> Result<(), EngineError> {
+        let paging = self.block.paging();
+        let protected = paging.cr0 & cr0::PE != 0;
+        if protected && paging.cr4 & cr4::TSD != 0 && self.block.cpl() != 0 {
+            self.fault(Event::PROTECTION);
+            return Ok(());
         }
         let tsc = self.clock.at(self.count).wrapping_add(self.msrs.tsc_offset);
-        self.vmcb.set_u64(at::RAX, tsc & 0xffff_ffff);
         let mut regs = self.vcpu.seen.regs;
+        self.block.set_rax(&mut regs, tsc & 0xffff_ffff);
         regs.rdx = tsc >> 32;
         if with_aux {
             regs.rcx = self.msrs.tsc_aux & 0xffff_ffff;
         }
         self.vcpu.set_regs(regs);
-        self.complete(if with_aux { 3 } else { 2 });
+        self.complete(if with_aux { 3 } else { 2 })
     }
 
-    fn cpuid(&mut self) {
+    fn cpuid(&mut self) -> Result<(), EngineError> {
         let mut regs = self.vcpu.seen.regs;
-        let leaf = self.vmcb.u64(at::RAX) as u32;
+        let leaf = self.block.rax(&regs) as u32;
         let [a, b, c, d] = cpuid::leaf(BRAND, leaf, regs.rcx as u32).map(u64::from);
-        self.vmcb.set_u64(at::RAX, a);
+        self.block.set_rax(&mut regs, a);
         (regs.rbx, regs.rcx, regs.rdx) = (b, c, d);
         self.vcpu.set_regs(regs);
-        self.complete(2);
+        self.complete(2)
+    }
+
+    /// MOV to CR0 with another NE than before, on a processor that wants NE set while a guest runs. It is
+    /// executed again, with NE seen as what it sets, and is not intercepted then; one that faults must
+    /// not get so far (SDM vol. 3, 2.5).
+    fn set_cr0(&mut self, register: u8) {
+        let value = match register {
+            4 => self.block.rsp(),
+            other => self.general_register(other),
+        };
+        let paging = self.block.paging();
+        let turns_on = value & cr0::PG != 0 && paging.cr0 & cr0::PG == 0;
+        let enters_long = turns_on && paging.efer & efer::LME != 0;
+        let faults = value >> 32 != 0
+            || value & cr0::NW != 0 && value & cr0::CD == 0
+            || value & cr0::PG != 0 && value & cr0::PE == 0
+            || value & cr0::PG == 0 && self.is_long()
+            || enters_long && (paging.cr4 & cr4::PAE == 0 || self.code_is_long());
+        match faults {
+            true => self.fault(Event::PROTECTION),
+            false => self.block.set_numeric_error(value & cr0::NE != 0),
+        }
+    }
+
+    /// By its number in an instruction; RSP is the control block's.
+    fn general_register(&self, number: u8) -> u64 {
+        let r = &self.vcpu.seen.regs;
+        [
+            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11,
+            r.r12, r.r13, r.r14, r.r15,
+        ][usize::from(number & 15)]
     }
 
     /// The instruction, of `opcode` bytes without its prefixes, has completed.
-    fn complete(&mut self, opcode: u64) {
-        let rip = self.vmcb.u64(at::RIP);
+    fn complete(&mut self, opcode: u64) -> Result<(), EngineError> {
         let long = self.is_long();
-        let prefixes = count_prefixes(&self.code(), long);
-        let next = rip.wrapping_add(prefixes + opcode);
-        let next = if long { next } else { next & 0xffff_ffff };
-        self.vmcb.set_u64(at::RIP, next);
-        let flags = self.vmcb.u64(at::RFLAGS);
-        self.vmcb.set_u64(at::RFLAGS, flags & !rflags::RF);
-        self.vmcb.set_u32(at::INTERRUPT_STATE, 0);
+        let len = match self.block.instruction_len() {
+            Some(len) => len,
+            None => count_prefixes(&self.code(), long) + opcode,
+        };
+        let next = self.block.rip().wrapping_add(len);
+        self.block
+            .set_rip(if long { next } else { next & 0xffff_ffff });
+        let flags = self.block.rflags();
+        self.block.set_rflags(flags & !rflags::RF);
+        self.block.end_shadow();
         self.event = None;
         if flags & rflags::TF != 0 {
-            self.vmcb
-                .set_u64(at::DR6, self.vmcb.u64(at::DR6) | SINGLE_STEP);
+            self.note_step()?;
             self.event = Some(Event::DEBUG);
         }
         self.exited();
+        Ok(())
+    }
+
+    /// DR6 says that the guest has been stepped.
+    fn note_step(&mut self) -> Result<(), EngineError> {
+        if self.block.note_step() {
+            return Ok(());
+        }
+        let mut registers = self.vcpu.debug_registers()?;
+        registers.dr6 |= SINGLE_STEP;
+        self.vcpu.set_debug_registers(&registers)
     }
 
     fn fault(&mut self, event: Event) {
@@ -124,20 +146,22 @@ impl KvmEngine {
 
     /// Whether the guest is in 64-bit mode.
     fn is_long(&self) -> bool {
-        let cs = self.vmcb.segment(at::CS);
-        self.vmcb.u64(at::EFER) & efer::LMA != 0 && cs.access & access::L != 0
+        self.block.paging().efer & efer::LMA != 0 && self.code_is_long()
+    }
+
+    fn code_is_long(&self) -> bool {
+        self.block.code_segment().access & access::L != 0
     }
 
     /// The bytes at CS:RIP.
     fn code(&self) -> Vec<u8> {
-        let rip = self.vmcb.u64(at::RIP);
-        let paging = Paging::of_block(&self.vmcb);
+        let rip = self.block.rip();
         let linear = if self.is_long() {
             rip
         } else {
-            self.vmcb.segment(at::CS).base.wrapping_add(rip) & 0xffff_ffff
+            self.block.code_segment().base.wrapping_add(rip) & 0xffff_ffff
         };
-        walk::code(&self.ram, &paging, linear)
+        walk::code(&self.ram, &self.block.paging(), linear)
     }
 
     /// What RDMSR gives; None: #GP(0).
@@ -156,8 +180,12 @@ impl KvmEngine {
         };
         match (effect, index) {
             (Effect::Efer, _) => {
+                let svme = match self.trampoline.kind {
+                    Kind::Svm => SVME,
+                    Kind::Vmx => 0,
+                };
                 self.vcpu
-                    .set_msrs(&[(number::EFER, self.msrs.efer | SVME)])?;
+                    .set_msrs(&[(number::EFER, self.msrs.efer | svme)])?;
             }
             // KVM has these too; the guest's SYSCALL and SYSENTER use them.
             (

@@ -19,15 +19,18 @@ use kvm_ioctls::Kvm;
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
+use crate::block::{Block, Event};
 use crate::counted::Tally;
 use crate::errors::{call, stopped};
 use crate::kick::Kick;
 use crate::ram::Ram;
 use crate::state::DR7_FIXED;
-use crate::trampoline::{self, Trampoline};
+use crate::trampoline::{self, Kind, Trampoline};
 use crate::vcpu::{Raw, Vcpu};
 use crate::vm::{Vm, cpuid_for_kvm};
-use crate::vmcb::{Event, Vmcb, at};
+use crate::vmcb::Vmcb;
+use crate::vmcs::Vmcs;
+use crate::vmx::{self, Controls};
 use crate::{BRAND, NS_PER_EXIT};
 
 /// Where the vCPU stands, and with it, where the guest's registers are.
@@ -35,7 +38,7 @@ use crate::{BRAND, NS_PER_EXIT};
 pub enum Standing {
     /// In the guest: KVM has its registers.
     Guest,
-    /// In the trampoline: the control block has those that VMRUN loads.
+    /// In the trampoline: the control block has those that an entry loads.
     Trampoline,
     /// On the way, while it runs and when only a signal has stopped it: nowhere to be found.
     Underway,
@@ -70,8 +73,8 @@ pub struct KvmEngine {
     // Dropped in this order: the vCPU and the VM before the memory that they use.
     pub(crate) vcpu: Vcpu,
     vm: Vm,
-    pub(crate) vmcb: Vmcb,
-    trampoline: Trampoline,
+    pub(crate) block: Box<dyn Block>,
+    pub(crate) trampoline: Trampoline,
     pub(crate) ram: Ram,
     pub(crate) standing: Standing,
     pub(crate) count: u64,
@@ -89,7 +92,7 @@ pub struct KvmEngine {
     pub(crate) halted: bool,
     /// The state that a shut-down vCPU is in: KVM has reset it.
     pub(crate) shut_down: Option<Box<CpuState>>,
-    /// What the next VMRUN delivers to the guest.
+    /// What the next entry delivers to the guest.
     pub(crate) event: Option<Event>,
     /// RAM was written from outside since the state was last set.
     memory_changed: bool,
@@ -153,16 +156,27 @@ impl KvmEngine {
     {
         let kvm = Kvm::new().map_err(|e| call("open /dev/kvm", e))?;
         let ram = Ram::new(memory);
-        let mut trampoline = Trampoline::new().map_err(EngineError::Host)?;
-        let vmcb = trampoline.vmcb();
+        let kind = crate::host::kind().ok_or_else(|| {
+            let vendor = crate::host::vendor();
+            EngineError::Hypervisor(format!("the engine does not know processors of {vendor}"))
+        })?;
+        let mut trampoline = Trampoline::new(kind).map_err(EngineError::Host)?;
         let vm = Vm::new(&kvm, &ram, &trampoline)?;
         let vcpu = vm.fd.create_vcpu(0).map_err(|e| call("create a vCPU", e))?;
-        vcpu.set_cpuid2(&cpuid_for_kvm()?)
+        vcpu.set_cpuid2(&cpuid_for_kvm(kind)?)
             .map_err(|e| call("take the CPUID table", e))?;
+        let page = trampoline.block();
+        let block: Box<dyn Block> = match kind {
+            Kind::Svm => Box::new(Vmcb::new(page)),
+            Kind::Vmx => {
+                let controls = Controls::of(|index| vmx::read_msr(&vcpu, index))?;
+                Box::new(Vmcs::new(page, controls, Trampoline::vmx_host()))
+            }
+        };
         let mut engine = Self {
             vcpu: Vcpu::new(vcpu),
             vm,
-            vmcb,
+            block,
             trampoline,
             ram,
             standing: Standing::Trampoline,
@@ -243,14 +257,13 @@ impl KvmEngine {
         self.first = true;
     }
 
-    /// Before a VMRUN: what the guest may have written over, and what KVM does not carry along.
+    /// Before an entry: what the guest may have written over, and what KVM does not carry along.
     pub(crate) fn prepare_entry(&mut self) -> Result<(), EngineError> {
-        let shadow = self.vmcb.shadow();
-        self.vmcb.set_control(shadow, self.event.take());
-        let dr7 = self.vmcb.u64(at::DR7);
-        if dr7 != DR7_FIXED {
+        self.block.prepare(self.event.take());
+        let dr7 = self.block.dr7();
+        if dr7 != DR7_FIXED && self.trampoline.kind == Kind::Svm {
             // KVM loads the breakpoints' addresses only if its own DR7 enables one, and gives its own
-            // back after the engine's breakpoints.
+            // back after the engine's breakpoints. (VMLAUNCH sets KVM's own.)
             let mut registers = self.vcpu.debug_registers()?;
             registers.dr7 = dr7;
             self.vcpu.set_debug_registers(&registers)?;
@@ -307,14 +320,11 @@ impl KvmEngine {
                 Ok(None)
             }
             Raw::Shutdown => {
-                let mut state = CpuState::at_reset();
-                state.count = self.count;
-                state.shutdown = true;
-                self.shut_down = Some(Box::new(state));
+                self.shut_down();
                 Ok(None)
             }
             Raw::Window if !self.can_interrupt() || self.vcpu.nesting()?.entering => {
-                // Right behind VMRUN KVM takes the window for open whatever the guest's flags say,
+                // Right behind an entry KVM takes the window for open whatever the guest's flags say,
                 // and then it says so instead of telling of a signal.
                 self.standing = Standing::Underway;
                 self.interrupted()
@@ -328,12 +338,20 @@ impl KvmEngine {
         }
     }
 
+    /// The guest has had a triple fault.
+    pub(crate) fn shut_down(&mut self) {
+        let mut state = CpuState::at_reset();
+        state.count = self.count;
+        state.shutdown = true;
+        self.shut_down = Some(Box::new(state));
+    }
+
     /// Whether the write to `port` is the trampoline's. The guest could bring about the same
     /// registers, so KVM has the last word.
     fn is_intercept(&self, port: u16) -> Result<bool, EngineError> {
         let seen = &self.vcpu.seen;
         Ok(port == u16::from(trampoline::PORT)
-            && trampoline::looks_like(seen.regs.rip, seen.sregs.cr3)
+            && self.trampoline.looks_like(seen.regs.rip, seen.sregs.cr3)
             && !self.vcpu.nesting()?.in_guest)
     }
 
@@ -466,7 +484,7 @@ impl KvmEngine {
     pub(crate) fn rflags(&self) -> u64 {
         match self.standing {
             Standing::Guest | Standing::Underway => self.vcpu.seen.regs.rflags,
-            Standing::Trampoline => self.vmcb.u64(at::RFLAGS),
+            Standing::Trampoline => self.block.rflags(),
         }
     }
 }
@@ -500,7 +518,7 @@ impl Engine for KvmEngine {
         let rip = match (&self.shut_down, self.standing) {
             (Some(state), _) => state.rip,
             (None, Standing::Guest | Standing::Underway) => self.vcpu.seen.regs.rip,
-            (None, Standing::Trampoline) => self.vmcb.u64(at::RIP),
+            (None, Standing::Trampoline) => self.block.rip(),
         };
         let rcx = match &self.shut_down {
             Some(state) => state.gpr[1],
@@ -518,7 +536,7 @@ impl Engine for KvmEngine {
             Standing::Guest => {
                 self.vcpu.seen.events.interrupt.shadow == 0 && !self.vcpu.event_in_flight()
             }
-            Standing::Trampoline => !self.vmcb.shadow() && self.event.is_none(),
+            Standing::Trampoline => !self.block.shadow() && self.event.is_none(),
             Standing::Underway => false,
         };
         clear

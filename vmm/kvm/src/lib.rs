@@ -1,4 +1,4 @@
-//! Lockstep's CPU engine on KVM, for AMD's processors (SVM).
+//! Lockstep's CPU engine on KVM, for AMD's processors (AMD-V) and Intel's (VT-x).
 //!
 //! Positions count exits: port and memory-mapped accesses, HLT, and every instruction that is
 //! intercepted (RDTSC, CPUID, MSRs …), each once it has completed. Everything between two exits is a
@@ -7,7 +7,8 @@
 //! stopped by a timer ([`engine::Exit::Adrift`]); its whole state is then sent along.
 //! With a counter of branches positions are closer ([`counted`]).
 //!
-//! * `trampoline`, `vmcb`: a tiny hypervisor in the VM that makes RDTSC trap.
+//! * `trampoline`: a tiny hypervisor in the VM that makes RDTSC trap; `block`, `vmcb`, `vmcs`, `vmx`: the
+//!   control block from which it runs the guest.
 //! * `vm`, `vcpu`, `kick`: KVM itself, without any decision about the guest.
 //! * `engine`, `emulate`, `walk`: the run loop, and the intercepted instructions.
 //! * `shadow`: where interrupts may not enter.
@@ -16,6 +17,7 @@
 //! * `probe`: whether all this works on a host.
 //! * `state`, `segments`, `fpu`: the guest's state, in one form wherever the vCPU stands.
 
+mod block;
 pub mod counted;
 mod debug;
 mod emulate;
@@ -24,6 +26,7 @@ mod errors;
 mod fpu;
 mod host;
 mod kick;
+mod page;
 mod positions;
 pub mod probe;
 mod ram;
@@ -34,6 +37,8 @@ mod trampoline;
 mod vcpu;
 mod vm;
 mod vmcb;
+mod vmcs;
+mod vmx;
 mod walk;
 
 pub use self::engine::KvmEngine;

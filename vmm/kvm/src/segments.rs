@@ -23,9 +23,18 @@ pub enum Use {
     Task,
 }
 
+/// What stands for a task register that has never been loaded, where the processor wants one that has:
+/// no descriptor that a guest loads has a selector of 0.
+pub const NO_TASK: Segment = Segment {
+    selector: 0,
+    access: 0x8b,
+    base: 0,
+    limit: 0,
+};
+
 /// The canonical form.
 pub fn canonical(mut s: Segment, what: Use) -> Segment {
-    if s.access & access::P == 0 {
+    if s.access & access::P == 0 || what == Use::Task && s == NO_TASK {
         return Segment {
             selector: s.selector,
             access: access::UNUSABLE,

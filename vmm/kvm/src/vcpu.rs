@@ -14,8 +14,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
+use crate::block::{DB, SINGLE_STEP};
 use crate::errors::{call, stopped};
-use crate::vmcb::{DB, SINGLE_STEP};
+use crate::trampoline::{self, Kind};
 
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
 const KVM_INTERRUPT: libc::Ioctl = 0x4004_ae86;
@@ -289,12 +290,20 @@ impl Vcpu {
         })
     }
 
-    /// Leaves the nested guest, whatever the vCPU does there.
-    pub fn leave_guest(&self) -> Result<(), EngineError> {
+    /// Leaves the nested guest, whatever the vCPU does there; on Intel it is in VMX operation then, with
+    /// no VMCS.
+    pub fn leave_guest(&self, kind: Kind) -> Result<(), EngineError> {
         let mut state = Box::new(KvmNestedStateBuffer::empty());
-        state.format = kvm_bindings::KVM_STATE_NESTED_FORMAT_SVM as u16;
-        // The header alone: no guest mode, interrupts held (GIF 0) until VMRUN.
+        // The header alone: no guest mode; on AMD interrupts are held (GIF 0) until VMRUN.
         state.size = size_of::<kvm_bindings::kvm_nested_state>() as u32;
+        match kind {
+            Kind::Svm => state.format = kvm_bindings::KVM_STATE_NESTED_FORMAT_SVM as u16,
+            Kind::Vmx => {
+                state.format = kvm_bindings::KVM_STATE_NESTED_FORMAT_VMX as u16;
+                state.hdr.vmx.vmxon_pa = trampoline::HOST_AREA;
+                state.hdr.vmx.vmcs12_pa = u64::MAX;
+            }
+        }
         self.fd
             .set_nested_state(&state)
             .map_err(|e| call("leave the nested guest", e))
@@ -322,14 +331,22 @@ impl Vcpu {
         let mut registers = self.debug_registers()?;
         registers.dr6 |= SINGLE_STEP;
         self.set_debug_registers(&registers)?;
-        self.seen.events.exception.injected = 1;
-        self.seen.events.exception.nr = DB;
+        self.raise(DB, None)
+    }
+
+    /// Queues an exception for the guest.
+    pub fn raise(&mut self, vector: u8, error: Option<u32>) -> Result<(), EngineError> {
+        let exception = &mut self.seen.events.exception;
+        exception.injected = 1;
+        exception.nr = vector;
+        exception.has_error_code = u8::from(error.is_some());
+        exception.error_code = error.unwrap_or(0);
         let mut events = self.seen.events;
         // All but what these name is taken from it.
         events.flags = 0;
         self.fd
             .set_vcpu_events(&events)
-            .map_err(|e| call("queue a debug exception", e))
+            .map_err(|e| call("queue an exception", e))
     }
 
     /// Forgets all events.

@@ -13,7 +13,7 @@ use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRang
 use crate::BRAND;
 use crate::errors::call;
 use crate::ram::Ram;
-use crate::trampoline::{self, Trampoline};
+use crate::trampoline::{self, Kind, Trampoline};
 
 /// Slots of RAM begin here; 0 is the trampoline's.
 const FIRST_RAM_SLOT: u32 = 1;
@@ -53,7 +53,7 @@ impl Vm {
             fd,
             slots: Vec::new(),
         };
-        vm.map(0, trampoline::BASE, trampoline.host(), trampoline::SIZE, 0)?;
+        vm.map(0, trampoline::BASE, trampoline.host(), trampoline.size(), 0)?;
         for (region, slot) in ram.regions().iter().zip(FIRST_RAM_SLOT..) {
             let len = region.len as usize;
             vm.map(slot, region.gpa, region.host, len, KVM_MEM_LOG_DIRTY_PAGES)?;
@@ -126,7 +126,7 @@ impl Vm {
     /// call for this; removing a slot, any slot, has the effect (`kvm_arch_flush_shadow_memslot`).
     pub fn forget_page_tables(&self, trampoline: &Trampoline) -> Result<(), EngineError> {
         self.map(0, trampoline::BASE, trampoline.host(), 0, 0)?;
-        self.map(0, trampoline::BASE, trampoline.host(), trampoline::SIZE, 0)
+        self.map(0, trampoline::BASE, trampoline.host(), trampoline.size(), 0)
     }
 
     /// Frames of RAM that were written since the last call, ascending.
@@ -150,18 +150,23 @@ impl Vm {
 }
 
 /// The table for KVM: the guest's own, so that KVM knows which registers and bits there are, and
-/// SVM for the trampoline. The guest never sees this one, its CPUID is intercepted.
-pub fn cpuid_for_kvm() -> Result<CpuId, EngineError> {
+/// SVM or VMX for the trampoline. The guest never sees this one, its CPUID is intercepted.
+pub fn cpuid_for_kvm(kind: Kind) -> Result<CpuId, EngineError> {
     const SVM_LEAF: u32 = 0x8000_000a;
+    let highest = match kind {
+        Kind::Svm => SVM_LEAF,
+        Kind::Vmx => cpuid::MAX_EXTENDED,
+    };
     let indexed = |leaf| matches!(leaf, 4 | 7);
     let mut entries = Vec::new();
     let basic = 0..=cpuid::MAX_BASIC;
-    for function in basic.chain(0x8000_0000..=SVM_LEAF) {
+    for function in basic.chain(0x8000_0000..=highest) {
         for index in 0..if indexed(function) { 4 } else { 1 } {
             let [mut eax, mut ebx, mut ecx, edx] = cpuid::leaf(BRAND, function, index);
             match function {
-                0x8000_0000 => eax = SVM_LEAF,
-                0x8000_0001 => ecx |= 1 << 2,
+                1 if kind == Kind::Vmx => ecx |= 1 << 5,
+                0x8000_0000 => eax = highest,
+                0x8000_0001 if kind == Kind::Svm => ecx |= 1 << 2,
                 // Revision 1, 8 ASIDs, no optional features.
                 SVM_LEAF => (eax, ebx) = (1, 8),
                 _ => {}

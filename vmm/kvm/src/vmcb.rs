@@ -1,12 +1,19 @@
-//! The control block of the nested guest (AMD64 APM vol. 2, appendix B): the trampoline's VMRUN
-//! loads the guest from it, and each intercepted instruction leaves the guest in it.
-#![allow(unsafe_code)]
+//! The control block on AMD's processors, the VMCB (AMD64 APM vol. 2, appendix B). VMRUN does not load
+//! FS, GS, TR, LDTR, the SYSCALL and SYSENTER MSRs and KERNEL_GS_BASE (15.5.1): the vCPU's are the guest's.
 
-use engine::Segment;
 use engine::bits::access;
+use engine::{CpuState, DescriptorTable, Segment};
+use kvm_bindings::kvm_regs;
+
+use crate::block::{Block, Event, Intercept, SINGLE_STEP, Switched};
+use crate::page::Page;
+use crate::walk::Paging;
+
+/// EFER.SVME, which VMRUN wants in the guest's EFER as well.
+pub const SVME: u64 = 1 << 12;
 
 /// Offsets of the fields used.
-pub mod at {
+mod at {
     pub const INTERCEPTS: usize = 0x000;
     pub const ASID: usize = 0x058;
     pub const INTERRUPT_STATE: usize = 0x068;
@@ -37,7 +44,7 @@ pub mod at {
 }
 
 /// Exit codes (appendix C).
-pub mod exit {
+mod exit {
     pub const RDTSC: u64 = 0x6e;
     pub const RDPMC: u64 = 0x6f;
     pub const CPUID: u64 = 0x72;
@@ -60,7 +67,7 @@ pub mod exit {
 }
 
 /// Codes of the intercepted instructions.
-pub const INTERCEPTED: [u64; 16] = [
+const INTERCEPTED: [u64; 16] = [
     exit::RDTSC,
     exit::RDPMC,
     exit::CPUID,
@@ -79,89 +86,46 @@ pub const INTERCEPTED: [u64; 16] = [
     exit::RDPRU,
 ];
 
-/// The vector of debug exceptions.
-pub const DB: u8 = 1;
-
-/// DR6.BS: a single step.
-pub const SINGLE_STEP: u64 = 1 << 14;
-
-/// An event that VMRUN delivers to the guest (APM vol. 2, 15.20).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    Interrupt(u8),
-    Exception(u8, Option<u32>),
-}
-
-impl Event {
-    pub const DEBUG: Self = Self::Exception(DB, None);
-
-    fn encode(self) -> u64 {
-        const VALID: u64 = 1 << 31;
-        match self {
-            Self::Interrupt(vector) => u64::from(vector) | VALID,
-            Self::Exception(vector, None) => u64::from(vector) | 3 << 8 | VALID,
-            Self::Exception(vector, Some(error)) => {
-                u64::from(vector) | 3 << 8 | 1 << 11 | VALID | u64::from(error) << 32
-            }
+/// As EVENTINJ takes it (APM vol. 2, 15.20).
+fn encode(event: Event) -> u64 {
+    const VALID: u64 = 1 << 31;
+    match event {
+        Event::Interrupt(vector) => u64::from(vector) | VALID,
+        Event::Exception(vector, None) => u64::from(vector) | 3 << 8 | VALID,
+        Event::Exception(vector, Some(error)) => {
+            u64::from(vector) | 3 << 8 | 1 << 11 | VALID | u64::from(error) << 32
         }
     }
 }
 
-/// The page. All access is volatile: KVM writes it while the vCPU runs, and so may the guest.
+/// The VMCB.
 pub struct Vmcb {
-    page: *mut u8,
+    page: Page,
 }
 
-// SAFETY: `Vmcb` is the only one in this process that touches the page, through `&mut self` or
-// volatile reads.
-unsafe impl Send for Vmcb {}
-
 impl Vmcb {
-    /// # Safety
-    /// `page` is the start of 4096 mapped, writable bytes, aligned to 4096, that stay mapped as long
-    /// as the result is in use.
-    pub unsafe fn new(page: *mut u8) -> Self {
+    pub fn new(page: Page) -> Self {
         Self { page }
     }
 
-    fn get<T: Copy, const BYTES: usize>(&self, at: usize) -> T {
-        assert!(at + BYTES <= 4096 && size_of::<T>() == BYTES && at.is_multiple_of(BYTES));
-        // SAFETY: inside the page, by the assertion, and aligned.
-        unsafe { self.page.add(at).cast::<T>().read_volatile() }
+    fn u64(&self, at: usize) -> u64 {
+        self.page.get(at)
     }
 
-    fn put<T: Copy, const BYTES: usize>(&mut self, at: usize, v: T) {
-        assert!(at + BYTES <= 4096 && size_of::<T>() == BYTES && at.is_multiple_of(BYTES));
-        // SAFETY: as in `get`.
-        unsafe { self.page.add(at).cast::<T>().write_volatile(v) }
+    fn u32(&self, at: usize) -> u32 {
+        self.page.get(at)
     }
 
-    pub fn u64(&self, at: usize) -> u64 {
-        self.get::<u64, 8>(at)
+    fn set_u64(&mut self, at: usize, v: u64) {
+        self.page.put(at, v);
     }
 
-    pub fn u32(&self, at: usize) -> u32 {
-        self.get::<u32, 4>(at)
-    }
-
-    pub fn u8(&self, at: usize) -> u8 {
-        self.get::<u8, 1>(at)
-    }
-
-    pub fn set_u64(&mut self, at: usize, v: u64) {
-        self.put::<u64, 8>(at, v);
-    }
-
-    pub fn set_u32(&mut self, at: usize, v: u32) {
-        self.put::<u32, 4>(at, v);
-    }
-
-    pub fn set_u8(&mut self, at: usize, v: u8) {
-        self.put::<u8, 1>(at, v);
+    fn set_u32(&mut self, at: usize, v: u32) {
+        self.page.put(at, v);
     }
 
     /// A segment register. GDTR and IDTR are in the same form.
-    pub fn segment(&self, at: usize) -> Segment {
+    fn segment(&self, at: usize) -> Segment {
         let word = self.u32(at);
         let attributes = word >> 16;
         Segment {
@@ -172,7 +136,15 @@ impl Vmcb {
         }
     }
 
-    pub fn set_segment(&mut self, at: usize, s: &Segment) {
+    fn table(&self, at: usize) -> DescriptorTable {
+        let s = self.segment(at);
+        DescriptorTable {
+            base: s.base,
+            limit: s.limit as u16,
+        }
+    }
+
+    fn set_segment(&mut self, at: usize, s: &Segment) {
         let attributes = if s.access & access::UNUSABLE != 0 {
             0
         } else {
@@ -183,13 +155,8 @@ impl Vmcb {
         self.set_u64(at + 8, s.base);
     }
 
-    /// Whether an interrupt shadow stands.
-    pub fn shadow(&self) -> bool {
-        self.u32(at::INTERRUPT_STATE) & 1 != 0
-    }
-
-    /// Writes the control area as VMRUN is to find it: the guest may have written over it.
-    pub fn set_control(&mut self, shadow: bool, event: Option<Event>) {
+    /// Writes the control area as VMRUN is to find it.
+    fn set_control(&mut self, shadow: bool, event: Option<Event>) {
         for offset in (0..at::CONTROL_END).step_by(8) {
             self.set_u64(offset, 0);
         }
@@ -201,14 +168,181 @@ impl Vmcb {
         // Without L2 nested paging ASIDs mean nothing, but 0 is refused.
         self.set_u32(at::ASID, 1);
         self.set_u32(at::INTERRUPT_STATE, u32::from(shadow));
-        self.set_u64(at::EVENT_INJECTION, event.map_or(0, Event::encode));
+        self.set_u64(at::EVENT_INJECTION, event.map_or(0, encode));
     }
 
-    /// The event whose delivery was broken off, as EVENTINJ takes it.
-    pub fn interrupted_event(&self) -> Option<u64> {
-        let info = self.u64(at::EXIT_INT_INFO);
-        (info & 1 << 31 != 0).then_some(info)
+    /// Whether the delivery of an event was broken off.
+    fn was_delivering(&self) -> bool {
+        self.u64(at::EXIT_INT_INFO) & 1 << 31 != 0
     }
+}
+
+impl Block for Vmcb {
+    fn load(&mut self, s: &CpuState, _pdptes: [u64; 4]) {
+        self.set_control(s.interrupt_shadow, None);
+        for (at, i) in [(at::ES, 0), (at::CS, 1), (at::SS, 2), (at::DS, 3)] {
+            self.set_segment(at, &s.segments[i]);
+        }
+        for (at, t) in [(at::GDTR, &s.gdtr), (at::IDTR, &s.idtr)] {
+            let segment = Segment {
+                selector: 0,
+                access: 0,
+                base: t.base,
+                limit: u32::from(t.limit),
+            };
+            self.set_segment(at, &segment);
+        }
+        self.page.put(at::CPL, s.cpl);
+        for (at, v) in [
+            (at::EFER, s.msrs.efer | SVME),
+            (at::CR0, s.cr0),
+            (at::CR2, s.cr2),
+            (at::CR3, s.cr3),
+            (at::CR4, s.cr4),
+            (at::DR6, s.dr[4]),
+            (at::DR7, s.dr[5]),
+            (at::RFLAGS, s.rflags),
+            (at::RIP, s.rip),
+            (at::RSP, s.gpr[4]),
+            (at::RAX, s.gpr[0]),
+            (at::PAT, s.msrs.pat),
+        ] {
+            self.set_u64(at, v);
+        }
+    }
+
+    fn store(&self) -> Switched {
+        Switched {
+            rax: Some(self.u64(at::RAX)),
+            rsp: self.u64(at::RSP),
+            rip: self.u64(at::RIP),
+            rflags: self.u64(at::RFLAGS),
+            cr0: self.u64(at::CR0),
+            cr2: Some(self.u64(at::CR2)),
+            cr3: self.u64(at::CR3),
+            cr4: self.u64(at::CR4),
+            efer: self.u64(at::EFER) & !SVME,
+            dr6: Some(self.u64(at::DR6)),
+            dr7: self.u64(at::DR7),
+            cpl: self.cpl(),
+            shadow: self.shadow(),
+            segments: [at::ES, at::CS, at::SS, at::DS].map(|at| self.segment(at)),
+            based: None,
+            gdtr: self.table(at::GDTR),
+            idtr: self.table(at::IDTR),
+        }
+    }
+
+    fn prepare(&mut self, event: Option<Event>) {
+        self.set_control(self.shadow(), event);
+    }
+
+    fn intercept(&self) -> Intercept {
+        let code = self.u64(at::EXIT_CODE);
+        if self.was_delivering() {
+            return Intercept::Stopped("an intercept while an event was delivered".to_owned());
+        }
+        match code {
+            exit::RDTSC => Intercept::Rdtsc,
+            exit::RDTSCP => Intercept::Rdtscp,
+            exit::CPUID => Intercept::Cpuid,
+            exit::RDPMC => Intercept::Rdpmc,
+            exit::INVLPGA
+            | exit::VMRUN
+            | exit::VMMCALL
+            | exit::VMLOAD
+            | exit::VMSAVE
+            | exit::STGI
+            | exit::CLGI
+            | exit::SKINIT
+            | exit::MONITOR
+            | exit::MWAIT
+            | exit::MWAIT_ARMED
+            | exit::XSETBV
+            | exit::RDPRU => Intercept::Undefined,
+            exit::INVALID => Intercept::Stopped("VMRUN refused the guest's state".to_owned()),
+            other => Intercept::Stopped(format!(
+                "the trampoline got exit {other:#x}, which it did not ask for"
+            )),
+        }
+    }
+
+    /// KVM shows its guests' hypervisors no next RIP unless told to.
+    fn instruction_len(&self) -> Option<u64> {
+        None
+    }
+
+    fn rip(&self) -> u64 {
+        self.u64(at::RIP)
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.set_u64(at::RIP, rip);
+    }
+
+    fn rsp(&self) -> u64 {
+        self.u64(at::RSP)
+    }
+
+    fn rflags(&self) -> u64 {
+        self.u64(at::RFLAGS)
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.set_u64(at::RFLAGS, rflags);
+    }
+
+    fn cpl(&self) -> u8 {
+        self.page.get(at::CPL)
+    }
+
+    fn code_segment(&self) -> Segment {
+        self.segment(at::CS)
+    }
+
+    fn paging(&self) -> Paging {
+        Paging {
+            cr0: self.u64(at::CR0),
+            cr3: self.u64(at::CR3),
+            cr4: self.u64(at::CR4),
+            efer: self.u64(at::EFER),
+        }
+    }
+
+    fn shadow(&self) -> bool {
+        self.u32(at::INTERRUPT_STATE) & 1 != 0
+    }
+
+    fn end_shadow(&mut self) {
+        self.set_u32(at::INTERRUPT_STATE, 0);
+    }
+
+    fn dr7(&self) -> u64 {
+        self.u64(at::DR7)
+    }
+
+    fn set_dr7(&mut self, dr7: u64) {
+        self.set_u64(at::DR7, dr7);
+    }
+
+    fn rax(&self, _regs: &kvm_regs) -> u64 {
+        self.u64(at::RAX)
+    }
+
+    fn set_rax(&mut self, _regs: &mut kvm_regs, rax: u64) {
+        self.set_u64(at::RAX, rax);
+    }
+
+    fn note_step(&mut self) -> bool {
+        self.set_u64(at::DR6, self.u64(at::DR6) | SINGLE_STEP);
+        true
+    }
+
+    fn seen_by_guest(&self, cr0: u64, cr4: u64) -> (u64, u64) {
+        (cr0, cr4)
+    }
+
+    fn set_numeric_error(&mut self, _on: bool) {}
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 //! has fetched from there a moment ago.
 
 use engine::bits::{cr0, cr4, efer};
+use engine::cpuid::PHYSICAL_BITS;
 use kvm_bindings::kvm_sregs;
 
 use crate::ram::Ram;
-use crate::vmcb::{Vmcb, at};
 
 /// The control registers that say how to translate.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,8 @@ pub struct Paging {
 
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
+/// Bits of a PDPTE of PAE paging that are not reserved, beside its address.
+const PDPTE_FREE: u64 = 0xe19;
 /// Address bits of an entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -54,14 +56,16 @@ impl Paging {
         }
     }
 
-    /// Of a guest that the control block holds.
-    pub fn of_block(block: &Vmcb) -> Self {
-        Self {
-            cr0: block.u64(at::CR0),
-            cr3: block.u64(at::CR3),
-            cr4: block.u64(at::CR4),
-            efer: block.u64(at::EFER),
+    /// The four entries that PAE paging keeps in the processor (SDM vol. 3, 4.4.1); zeros with any other.
+    /// One that the processor would not have loaded has been written since, and counts as not present.
+    pub fn pdptes(&self, memory: &impl Memory) -> [u64; 4] {
+        let pae = self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0;
+        if !pae || self.efer & efer::LMA != 0 {
+            return [0; 4];
         }
+        let at = |i: u64| memory.read_u64((self.cr3 & 0xffff_ffe0) + 8 * i);
+        let reserved = !(ADDRESS & ((1 << PHYSICAL_BITS) - 1)) & !PDPTE_FREE;
+        [0, 1, 2, 3].map(|i| at(i).filter(|entry| entry & reserved == 0).unwrap_or(0))
     }
 
     /// The guest-physical address behind `linear`; None if it is not mapped.

@@ -3,7 +3,7 @@
 //!
 //! **Not verified on real hardware.** No machine with VT-x or AMD-V and a PMU was there to run it
 //! on. Everything but the system calls of [`PerfCounter`] is tested against fakes: real guests on the
-//! software CPU, and on an emulated AMD-V with a real KVM, whose branches are counted by decoding and
+//! software CPU, and on an emulated AMD-V and VT-x with a real KVM, whose branches are counted by decoding and
 //! whose counter's interrupts come late by a random amount. An engine that uses this must pass
 //! [`self_test`] on the very host before it is used there; the kvm engine does, or counts exits.
 //!

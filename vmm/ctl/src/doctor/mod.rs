@@ -11,9 +11,9 @@ use serde::Serialize;
 use vmm::config::{EngineKind, Positions};
 
 /// What was never run, in these words everywhere.
-pub const NOT_RUN: &str = "the kvm engine was verified in an emulated AMD-V (QEMU) only, positions by \
-                           branches with a counter made of stepping: nothing was run on real \
-                           VT-x, real AMD-V or a real counter";
+pub const NOT_RUN: &str = "the kvm engine was verified in an emulated AMD-V (QEMU) and an emulated \
+                           VT-x (Bochs) only, positions by branches with a counter made of \
+                           stepping: nothing was run on real VT-x, real AMD-V or a real counter";
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -3,12 +3,12 @@
 use ::engine::{CpuState, EngineError, Exit};
 use landing::{Motion, Place, Stepper, Stop, code_linear, handler};
 
+use super::enter::Entered;
+use crate::block::Event;
 use crate::debug::Watch;
 use crate::engine::{KvmEngine, Standing};
 use crate::kick;
-use crate::trampoline;
 use crate::vcpu::Raw;
-use crate::vmcb::{Event, at};
 use crate::walk::{self, Paging};
 
 /// DR6: a breakpoint, a step.
@@ -50,10 +50,15 @@ impl KvmEngine {
             }
             let sent = self.event;
             if watched || self.kicked {
-                if self.standing == Standing::Trampoline
-                    && let Some(event) = self.enter()?
-                {
-                    delivering = self.handler_of(event);
+                match self.enter()? {
+                    Entered::Inside(Some(event)) => delivering = self.handler_of(event),
+                    Entered::Inside(None) => {}
+                    Entered::Left(raw) => {
+                        if let Some(exit) = self.exit(raw)? {
+                            return Ok(Stop::Exit(exit));
+                        }
+                        continue;
+                    }
                 }
                 let mut all = breakpoints.to_vec();
                 all.extend(delivering.filter(|_| self.kicked));
@@ -89,22 +94,30 @@ impl KvmEngine {
                         // Before its first instruction, perhaps; with no event on its way (that is
                         // looked at above) it stands there.
                         self.standing = Standing::Guest;
-                    } else if !trampoline::is_leaving(self.vcpu.seen.regs.rip) {
-                        // VMRUN has not been executed.
+                    } else if !self.trampoline.is_busy(self.vcpu.seen.regs.rip) {
+                        // The entry has not begun.
                         self.standing = Standing::Trampoline;
                         self.event = sent;
                     }
                 }
                 raw => {
                     self.unwatch()?;
-                    if let Some(exit) = self.handle(raw)? {
+                    if let Some(exit) = self.exit(raw)? {
                         return Ok(Stop::Exit(exit));
                     }
-                    self.exits_left = self.exits_left.saturating_sub(1);
-                    self.kicked |= self.exits_left == 0;
                 }
             }
         }
+    }
+
+    /// Handles an exit. Some: one for the caller.
+    fn exit(&mut self, raw: Raw) -> Result<Option<Exit>, EngineError> {
+        let exit = self.handle(raw)?;
+        if exit.is_none() {
+            self.exits_left = self.exits_left.saturating_sub(1);
+            self.kicked |= self.exits_left == 0;
+        }
+        Ok(exit)
     }
 
     fn watch(&mut self, watch: Watch<'_>) -> Result<(), EngineError> {
@@ -120,7 +133,7 @@ impl KvmEngine {
         }
         self.vcpu.unwatch(false)?;
         if self.standing != Standing::Guest && !self.vcpu.nesting()?.in_guest {
-            self.vmcb.set_u64(at::DR7, self.guest_dr7);
+            self.block.set_dr7(self.guest_dr7);
         }
         Ok(())
     }
@@ -143,7 +156,7 @@ impl KvmEngine {
         }
     }
 
-    fn handler_of(&mut self, event: Event) -> Option<u64> {
+    pub(super) fn handler_of(&mut self, event: Event) -> Option<u64> {
         let state = self.read_state();
         let (Event::Interrupt(vector) | Event::Exception(vector, _)) = event;
         handler(self, &state, vector)
@@ -183,7 +196,7 @@ impl Stepper for KvmEngine {
     fn read(&mut self, linear: u64, into: &mut [u8]) -> usize {
         let paging = match self.standing {
             Standing::Guest | Standing::Underway => Paging::of_vcpu(&self.vcpu.seen.sregs),
-            Standing::Trampoline => Paging::of_block(&self.vmcb),
+            Standing::Trampoline => self.block.paging(),
         };
         walk::read(&self.ram, &paging, linear, into)
     }

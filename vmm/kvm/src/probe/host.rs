@@ -7,6 +7,8 @@ use kvm_ioctls::Kvm;
 
 use super::{Check, Outcome};
 use crate::BRAND;
+use crate::host;
+use crate::trampoline::Kind;
 use crate::vm::NEEDED;
 
 /// KVM's stable API.
@@ -24,7 +26,10 @@ pub fn checks() -> Vec<Check> {
                     Outcome::Fail,
                     format!("/dev/kvm cannot be opened: {why}"),
                 )
-                .fix("load the module (modprobe kvm_amd) and give yourself the device (group kvm)"),
+                .fix(format!(
+                    "load the module (modprobe {}) and give yourself the device (group kvm)",
+                    module()
+                )),
             );
             return checks;
         }
@@ -39,47 +44,41 @@ pub fn checks() -> Vec<Check> {
     checks.push(abilities(&kvm));
     checks.push(nested());
     if checks.iter().all(|check| check.result == Outcome::Ok) {
-        checks.extend([features(), paging(), random()]);
+        checks.push(features());
+        checks.extend(unrestricted());
+        checks.extend([paging(), random()]);
     }
     checks
 }
 
-fn vendor() -> String {
-    let leaf = __cpuid(0);
-    let words = [leaf.ebx, leaf.edx, leaf.ecx];
-    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 fn processor() -> Check {
     const NAME: &str = "kvm processor";
-    const SVM: u32 = 1 << 2;
-    let vendor = vendor();
-    match vendor.as_str() {
-        "AuthenticAMD" | "HygonGenuine" => {}
-        "GenuineIntel" => {
-            return Check::new(
-                NAME,
-                Outcome::Fail,
-                "this is an Intel processor: with VT-x the engine has no way yet to trap RDTSC",
-            )
-            .fix("use engine = \"soft\" here, or a host with AMD-V");
+    let vendor = host::vendor();
+    let (there, name, setting) = match host::kind() {
+        Some(Kind::Svm) => {
+            let last = __cpuid(0x8000_0000).eax;
+            let svm = last >= 0x8000_000a && __cpuid(0x8000_0001).ecx & 1 << 2 != 0;
+            (svm, "AMD-V", "SVM")
         }
-        other => {
-            let detail = format!("this is a processor of {other}, which the engine does not know");
+        Some(Kind::Vmx) => (__cpuid(1).ecx & 1 << 5 != 0, "VT-x", "VMX"),
+        None => {
+            let detail = format!("this is a processor of {vendor}, which the engine does not know");
             return Check::new(NAME, Outcome::Fail, detail)
-                .fix("use engine = \"soft\" here, or a host with AMD-V");
+                .fix("use engine = \"soft\" here, or a host with AMD-V or VT-x");
         }
-    }
-    if __cpuid(0x8000_0000).eax >= 0x8000_000a && __cpuid(0x8000_0001).ecx & SVM != 0 {
-        return Check::new(NAME, Outcome::Ok, format!("{vendor}, with AMD-V"));
+    };
+    if there {
+        return Check::new(NAME, Outcome::Ok, format!("{vendor}, with {name}"));
     }
     Check::new(
         NAME,
         Outcome::Fail,
-        "AMD-V is not there, or is hidden from this machine",
+        format!("{name} is not there, or is hidden from this machine"),
     )
-    .fix("enable SVM in the firmware; in a virtual machine, ask its host for nested virtualisation")
+    .fix(format!(
+        "enable {setting} in the firmware; in a virtual machine, ask its host for nested \
+         virtualisation"
+    ))
 }
 
 fn abilities(kvm: &Kvm) -> Check {
@@ -97,35 +96,65 @@ fn abilities(kvm: &Kvm) -> Check {
         .fix("use Linux 5.14 or later, on a host with hardware virtualisation")
 }
 
+/// The module of KVM that drives this processor.
+fn module() -> &'static str {
+    match host::kind() {
+        Some(Kind::Vmx) => "kvm_intel",
+        _ => "kvm_amd",
+    }
+}
+
 /// The value of a parameter of the module; None if there is none.
 fn parameter(name: &str) -> Option<bool> {
-    let path = format!("/sys/module/kvm_amd/parameters/{name}");
+    let path = format!("/sys/module/{}/parameters/{name}", module());
     let value = std::fs::read_to_string(path).ok()?;
     Some(matches!(value.trim(), "1" | "Y" | "y"))
 }
 
 fn nested() -> Check {
     const NAME: &str = "kvm nested guests";
+    let module = module();
     match parameter("nested") {
-        Some(true) => Check::new(NAME, Outcome::Ok, "allowed (kvm_amd.nested)"),
+        Some(true) => Check::new(NAME, Outcome::Ok, format!("allowed ({module}.nested)")),
         Some(false) => Check::new(
             NAME,
             Outcome::Fail,
-            "kvm_amd.nested is off, so RDTSC cannot be trapped",
+            format!("{module}.nested is off, so RDTSC cannot be trapped"),
         )
-        .fix("modprobe -r kvm_amd; modprobe kvm_amd nested=1"),
+        .fix(format!("modprobe -r {module}; modprobe {module} nested=1")),
         None => Check::new(
             NAME,
             Outcome::Fail,
-            "the module kvm_amd is not loaded: this /dev/kvm is not backed by AMD-V",
+            format!(
+                "the module {module} is not loaded: this /dev/kvm is not backed by the processor"
+            ),
         )
-        .fix("modprobe kvm_amd, on a host with AMD-V"),
+        .fix(format!("modprobe {module}, on a host with AMD-V or VT-x")),
     }
+}
+
+/// With VT-x a guest's code runs without paging only where KVM uses the processor's second tables.
+fn unrestricted() -> Option<Check> {
+    const NAME: &str = "kvm unpaged code";
+    if host::kind() != Some(Kind::Vmx) {
+        return None;
+    }
+    let on = |name| parameter(name) == Some(true);
+    if on("ept") && on("unrestricted_guest") {
+        let detail = "runs (kvm_intel.ept, kvm_intel.unrestricted_guest)";
+        return Some(Check::new(NAME, Outcome::Ok, detail));
+    }
+    let check = Check::new(
+        NAME,
+        Outcome::Fail,
+        "kvm_intel.ept or kvm_intel.unrestricted_guest is off, so that a guest cannot boot",
+    );
+    Some(check.fix("modprobe -r kvm_intel; modprobe kvm_intel ept=1 unrestricted_guest=1"))
 }
 
 /// Whether KVM shadows its guests' page tables, rather than let the processor walk them.
 pub fn shadow_paging() -> bool {
-    parameter("npt") == Some(false)
+    host::kind() == Some(Kind::Svm) && parameter("npt") == Some(false)
 }
 
 fn paging() -> Check {
@@ -137,13 +166,25 @@ fn paging() -> Check {
             "shadow paging (kvm_amd.npt=0): what the host's TLB holds does not show",
         );
     }
+    let (which, fix) = match host::kind() {
+        Some(Kind::Vmx) => (
+            "kvm_intel.ept=1",
+            "AMD-V with npt=0 is exact, and so is engine = \"soft\"; VT-x has no such choice",
+        ),
+        _ => (
+            "kvm_amd.npt=1",
+            "modprobe kvm_amd npt=0 is exact and slower",
+        ),
+    };
     Check::new(
         NAME,
         Outcome::Warn,
-        "nested paging (kvm_amd.npt=1): what the guest's TLB holds depends on the host, so a page \
-         fault may come on one replica and not on the other; state hashes find that",
+        format!(
+            "nested paging ({which}): what the guest's TLB holds depends on the host, so a page \
+             fault may come on one replica and not on the other; state hashes find that"
+        ),
     )
-    .fix("modprobe kvm_amd npt=0 is exact and slower")
+    .fix(fix)
 }
 
 /// Features of the table that the host must have, since their instructions are not trapped.
@@ -180,7 +221,8 @@ fn features() -> Check {
         "the processor lacks what the guest is shown (CPUID leaf, register, bits): {}",
         missing.join("; ")
     );
-    Check::new(NAME, Outcome::Fail, detail).fix("use a Zen processor or later")
+    Check::new(NAME, Outcome::Fail, detail)
+        .fix("use a Zen, Broadwell or Goldmont processor, or a later one")
 }
 
 fn random() -> Check {
@@ -197,10 +239,14 @@ fn random() -> Check {
             "this processor has no RDRAND and no RDSEED",
         );
     }
+    let named = named.join(", ");
+    if host::kind() == Some(Kind::Vmx) {
+        let detail = format!("{named}: hidden from the guest, and raises #UD where it is executed");
+        return Check::new(NAME, Outcome::Ok, detail);
+    }
     let detail = format!(
-        "{}: hidden from the guest, but the processor executes it all the same: a program that does \
-         not ask CPUID first gets values that the log does not have",
-        named.join(", ")
+        "{named}: hidden from the guest, but the processor executes it all the same: a program that \
+         does not ask CPUID first gets values that the log does not have"
     );
     Check::new(NAME, Outcome::Warn, detail).fix(
         "run only guests that ask CPUID first, as Linux and OpenSSL do; state hashes find others",
