@@ -43,9 +43,9 @@ pub fn run(args: &TestArgs) -> Result<()> {
     guest()?;
     // Not `current_exe`: building the workspace has replaced the file of this process.
     built(
-        "the kvm engine in the nested rig, in short",
+        "the kvm engine in the nested rigs, in short",
         "xtask",
-        &["rig", "--smoke", "--no-build"],
+        &["rig", "--smoke", "--processor", "both", "--no-build"],
     )?;
     built("the demo", "xtask", &["demo", "--seconds", "8"])?;
     println!(

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use engine::Engine;
 use vm_memory::GuestMemoryMmap;
 
-pub use needs::{Needs, needs};
+pub use needs::{Needs, Processor, does, needs};
 pub use rig::Rig;
 
 /// Makes an engine on the given memory.

@@ -203,6 +203,10 @@ fn rules(make: Maker) -> Result<(), String> {
         }),
         ("unknown MSR: read", &[0x0f, 0x32], |s| s.gpr[1] = 0x1234),
         ("unknown MSR: write", &[0x0f, 0x30], |s| s.gpr[1] = 0x1234),
+        ("MSR of AMD: read", &[0x0f, 0x32], |s| {
+            s.gpr[1] = 0xc001_1029
+        }),
+        ("far MSR: write", &[0x0f, 0x30], |s| s.gpr[1] = 0x4000_0000),
     ];
     for (what, bytes, tweak) in cases {
         let mut rig = Rig::new(make, 0, bytes)?;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use engine::{Boundary, CpuState, DescriptorTable, Engine, Entry, Exit, PendingRead, Segment};
+use ftlog::CountUnit;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::Maker;
@@ -341,6 +342,11 @@ impl<'a> Rig<'a> {
         };
         rig.set(&self.engine.state())?;
         Ok(rig)
+    }
+
+    /// Whether positions count instructions.
+    pub fn counts_instructions(&self) -> bool {
+        self.engine.info().counts == CountUnit::Instructions
     }
 
     /// A hash of memory.

@@ -1,23 +1,29 @@
-//! Runs the conformance guests on the engine: `kvm-conformance [FILTER]`. Ends with 1 if one fails.
+//! Runs the conformance guests on the engine: `kvm-conformance [--on qemu|bochs] [FILTER]`. Ends with 1
+//! if one fails.
 //!
 //! Left out, and named in number: what an engine that counts exits cannot do, what the architecture
-//! leaves open, and on a processor that QEMU emulates what that does not do. `--all` runs those too.
+//! leaves open, and on a processor that QEMU or Bochs emulates what that does not do. `--all` runs
+//! those too.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conformance::Needs;
+use conformance::{Needs, Processor};
 use engine::Engine;
 use kvm::KvmEngine;
 use vm_memory::GuestMemoryMmap;
 
 fn main() -> ExitCode {
-    let (options, filters): (Vec<_>, Vec<_>) =
-        std::env::args().skip(1).partition(|arg| arg == "--all");
-    let filter = filters.first().cloned().unwrap_or_default();
-    let all = !options.is_empty();
-    let silicon = !emulated();
+    let Some(Options {
+        all,
+        processor,
+        filter,
+    }) = Options::parse(std::env::args().skip(1))
+    else {
+        eprintln!("usage: kvm-conformance [--all] [--on qemu|bochs] [FILTER]");
+        return ExitCode::from(2);
+    };
     let make = |memory: &Arc<GuestMemoryMmap>| -> Box<dyn Engine> {
         match KvmEngine::new(memory) {
             Ok(mut engine) => {
@@ -36,11 +42,8 @@ fn main() -> ExitCode {
         if !case.name.contains(&filter) {
             continue;
         }
-        let fits = match conformance::needs(case.name) {
-            Needs::Nothing => true,
-            Needs::Silicon => silicon,
-            Needs::Instructions | Needs::Positions | Needs::Model => false,
-        };
+        let fits = conformance::needs(case.name) == Needs::Nothing
+            && conformance::does(processor, case.name);
         if !fits && !all {
             left_out += 1;
             continue;
@@ -58,10 +61,37 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(failed != 0))
 }
 
-/// Whether QEMU's TCG emulates this machine.
-fn emulated() -> bool {
-    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
-    let words = [leaf.ebx, leaf.ecx, leaf.edx];
-    let name: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    name == b"TCGTCGTCGTCG"
+struct Options {
+    all: bool,
+    processor: Processor,
+    filter: String,
+}
+
+impl Options {
+    fn parse(mut words: impl Iterator<Item = String>) -> Option<Self> {
+        let intel = std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
+        let mut options = Self {
+            all: false,
+            processor: if intel {
+                Processor::Intel
+            } else {
+                Processor::Any
+            },
+            filter: String::new(),
+        };
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--all" => options.all = true,
+                "--on" => {
+                    options.processor = match words.next()?.as_str() {
+                        "qemu" => Processor::Qemu,
+                        "bochs" => Processor::Bochs,
+                        _ => return None,
+                    }
+                }
+                filter => options.filter = filter.to_owned(),
+            }
+        }
+        Some(options)
+    }
 }

@@ -1,6 +1,10 @@
 # What every step's script begins with.
 set -eu -o pipefail
 
+# What this machine is made by.
+emulator=qemu
+grep -qw vmx /proc/cpuinfo && emulator=bochs
+
 fail() {
     echo "$*" >&2
     exit 1

@@ -41,14 +41,14 @@ pub const STEPS: &[Step] = &[
         about: "the engine's conformance tests: small assembled guests",
         seconds: 600,
         smoke: true,
-        script: "kvm-conformance",
+        script: "kvm-conformance --on \"$emulator\"",
     },
     Step {
         name: "landing",
         about: "stopping between exits: kicks, the landing's self-test, positions by branches",
         seconds: 300,
         smoke: true,
-        script: "kvm-landing 1 1 2 6",
+        script: "kvm-landing --on \"$emulator\" 1 1 1 4",
     },
     Step {
         name: "boot",

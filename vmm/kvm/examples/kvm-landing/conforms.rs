@@ -18,7 +18,8 @@ const LATENESS: Lateness = Lateness {
     instructions: 1,
 };
 
-/// QEMU 10.0.2 crashes when breakpoints are set in a nested guest in real mode.
+/// Not for emulators: with breakpoints in a nested guest in real mode QEMU 10.0.2 crashes, and Bochs 2.7
+/// passes one without a stop.
 const REAL_MODE: &str = "positions: stop everywhere in real mode";
 
 /// Whether all of them pass.
@@ -38,7 +39,7 @@ pub fn run() -> bool {
     };
     let mut passed = true;
     for case in conformance::cases() {
-        if case.name == REAL_MODE && crate::emulated() {
+        if case.name == REAL_MODE && (crate::is_on("qemu") || crate::is_on("bochs")) {
             println!("left out: {}", case.name);
             continue;
         }

@@ -1,7 +1,7 @@
 //! Positions by branches on real KVM, with a counter that is made of stepping ([`truth`]): the
 //! landing's self-test, the conformance guests that stop at positions ([`conforms`]), and where there
 //! are none ([`adrift`]); before that, that stopping the guest anywhere leaves no trace ([`kicks`]).
-//! `kvm-landing [SEED [RECORDINGS REPLAYS PASSES]]`; ends with 1 if something fails.
+//! `kvm-landing [--on qemu|bochs] [SEED [RECORDINGS REPLAYS PASSES]]`; ends with 1 if something fails.
 //!
 //! QEMU before 10 does not load a nested guest's breakpoints: there only the last can be tested, and
 //! it says so.
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         passed &= self_test(seed, effort);
         passed &= conforms::run();
         passed &= adrift::run();
-    } else if emulated() {
+    } else if is_on("qemu") {
         println!(
             "left out, since this emulated processor does not know a nested guest's breakpoints: \
              everything that needs them"
@@ -96,12 +96,12 @@ fn breakpoints_strike() -> Result<bool, String> {
     Ok(stop == Stop::Breakpoint && place.rip == behind)
 }
 
-/// Whether QEMU's TCG emulates this machine.
-fn emulated() -> bool {
-    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
-    let words = [leaf.ebx, leaf.ecx, leaf.edx];
-    let name: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    name == b"TCGTCGTCGTCG"
+/// Whether this machine is said to be emulated by that.
+fn is_on(emulator: &str) -> bool {
+    let words: Vec<String> = std::env::args().collect();
+    words
+        .windows(2)
+        .any(|pair| pair[0] == "--on" && pair[1] == emulator)
 }
 
 fn chain(refused: &Refused) -> String {
