@@ -1,7 +1,7 @@
 //! The instructions that the trampoline intercepts, and MSR accesses: what the guest gets for them.
 //!
-//! After an intercept the guest's RAX, RSP, RIP and the rest that VMRUN loads are in the control
-//! block, its other general registers are the vCPU's. An instruction that completes counts as an
+//! After an intercept the guest's RSP, RIP and the rest that an entry loads are in the control block,
+//! its other registers are the vCPU's. An instruction that completes counts as an
 //! exit, one that faults does not.
 
 use ::engine::bits::{access, cr0, cr4, efer, rflags};

@@ -69,7 +69,7 @@ pub enum Raw {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nesting {
     pub in_guest: bool,
-    /// VMRUN has been executed, and no instruction of the guest since.
+    /// The entry has been executed, and no instruction of the guest since.
     pub entering: bool,
 }
 
