@@ -28,6 +28,9 @@ pub struct Strictness {
     pub pointers: bool,
     /// The host may do what AMD's do otherwise: see `freedom`.
     pub amd: bool,
+    /// Flags may be undefined by an instruction further behind. The engine has nearly always those
+    /// of Intel's, so that nobody sees it there.
+    pub back: bool,
 }
 
 impl Strictness {
@@ -38,6 +41,7 @@ impl Strictness {
             undefined: false,
             pointers: vendor == u32::from_le_bytes(*b"Genu"),
             amd: vendor == u32::from_le_bytes(*b"Auth"),
+            back: false,
         }
     }
 }
@@ -121,6 +125,9 @@ pub fn differences(
             .or((native.end == End::Reached).then_some(undefined.len() - 1))
             .and_then(|i| undefined.get(i).copied())
             .unwrap_or(crate::sequence::STATUS);
+        if strictness.back && sequence.may_go_back() {
+            flags &= !undefined.into_iter().fold(0, |all, flags| all | flags);
+        }
     }
     line("rflags", native.rflags & flags, guest.rflags & flags);
     let mmx = faulting.is_some_and(|i| (0..i.op_count()).any(|n| i.op_register(n).is_mm()));

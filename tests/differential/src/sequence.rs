@@ -179,6 +179,14 @@ impl Sequence {
         at
     }
 
+    /// Whether it may come to an item from one behind it, with flags that `undefined` knows nothing of.
+    pub fn may_go_back(&self) -> bool {
+        use FlowControl::{IndirectBranch, IndirectCall, Return};
+        (self.items.iter())
+            .map(|item| item.ins.flow_control())
+            .any(|flow| matches!(flow, IndirectBranch | IndirectCall | Return))
+    }
+
     /// Without item `i`, and without the POPF that belongs to it.
     pub fn without(&self, i: usize) -> Self {
         let mut items = self.items.clone();
