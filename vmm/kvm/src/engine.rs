@@ -26,7 +26,7 @@ use crate::kick::Kick;
 use crate::ram::Ram;
 use crate::state::DR7_FIXED;
 use crate::trampoline::{self, Kind, Trampoline};
-use crate::vcpu::{Raw, Vcpu};
+use crate::vcpu::{Nesting, Raw, Vcpu};
 use crate::vm::{Vm, cpuid_for_kvm};
 use crate::vmcb::Vmcb;
 use crate::vmcs::Vmcs;
@@ -323,7 +323,7 @@ impl KvmEngine {
                 self.shut_down();
                 Ok(None)
             }
-            Raw::Window if !self.can_interrupt() || self.vcpu.nesting()?.entering => {
+            Raw::Window if !self.can_interrupt() || self.nesting()?.entering => {
                 // Right behind an entry KVM takes the window for open whatever the guest's flags say,
                 // and then it says so instead of telling of a signal.
                 self.standing = Standing::Underway;
@@ -352,7 +352,26 @@ impl KvmEngine {
         let seen = &self.vcpu.seen;
         Ok(port == u16::from(trampoline::PORT)
             && self.trampoline.looks_like(seen.regs.rip, seen.sregs.cr3)
-            && !self.vcpu.nesting()?.in_guest)
+            && !self.nesting()?.in_guest)
+    }
+
+    /// Where the vCPU stands as KVM sees it.
+    ///
+    /// Before VMLAUNCH KVM is not asked: when a guest was left for another state, it keeps in mind that
+    /// what it has of that one is still to go into the VMCS, and does so as it tells its nested state
+    /// (`copy_vmcs02_to_vmcs12_rare`): into the VMCS that VMPTRLD has just read.
+    pub(crate) fn nesting(&self) -> Result<Nesting, EngineError> {
+        let seen = &self.vcpu.seen;
+        if self
+            .trampoline
+            .is_before_launch(seen.regs.rip, seen.sregs.cr3)
+        {
+            return Ok(Nesting {
+                in_guest: false,
+                entering: false,
+            });
+        }
+        self.vcpu.nesting()
     }
 
     fn ask(&mut self, read: PendingRead, of: u32) -> Exit {
@@ -440,7 +459,7 @@ impl KvmEngine {
         if std::mem::replace(&mut self.kicked_at, self.count) != self.count {
             return Ok(None);
         }
-        let nesting = self.vcpu.nesting()?;
+        let nesting = self.nesting()?;
         let between = !nesting.in_guest || nesting.entering || self.vcpu.event_in_flight();
         if between || self.may_be_in_shadow() {
             // In the trampoline, with an event half delivered, or maybe in a shadow that has been

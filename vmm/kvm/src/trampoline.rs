@@ -199,6 +199,11 @@ impl Trampoline {
         }
     }
 
+    /// Whether a vCPU at this RIP and CR3 may stand between VMPTRLD and VMLAUNCH.
+    pub fn is_before_launch(&self, rip: u64, cr3: u64) -> bool {
+        self.kind == Kind::Vmx && rip == VMX_LAUNCH && cr3 == PML4
+    }
+
     fn out(&self) -> u64 {
         match self.kind {
             Kind::Svm => SVM_LEFT,

@@ -275,7 +275,13 @@ impl Block for Vmcs {
             return Intercept::Stopped(format!("VMLAUNCH failed with error {why}"));
         }
         if reason & reason::ENTRY_FAILED != 0 {
-            return Intercept::Stopped(format!("VMLAUNCH refused the guest's state ({reason:#x})"));
+            return Intercept::Stopped(format!(
+                "VMLAUNCH refused the guest's state (reason {reason:#x}, RFLAGS {:#x}, event {:#x}, \
+                 interruptibility {:#x})",
+                self.rflags(),
+                self.u32(at::ENTRY_EVENT),
+                self.u32(at::INTERRUPTIBILITY)
+            ));
         }
         if reason == reason::TASK_SWITCH {
             return Intercept::Stopped(

@@ -53,7 +53,7 @@ impl KvmEngine {
             let raw = self.vcpu.run(false)?;
             match raw {
                 Raw::Debug { .. } => {
-                    let inside = self.vcpu.nesting()?.in_guest;
+                    let inside = self.nesting()?.in_guest;
                     self.vcpu.unwatch(inside && trap)?;
                     if inside {
                         self.entered(dr7);
@@ -94,7 +94,7 @@ impl KvmEngine {
         loop {
             let raw = self.vcpu.run(false)?;
             match raw {
-                Raw::Debug { .. } if self.vcpu.nesting()?.in_guest => break,
+                Raw::Debug { .. } if self.nesting()?.in_guest => break,
                 Raw::Interrupted => self.take_kick()?,
                 raw => {
                     self.vcpu.unwatch(false)?;

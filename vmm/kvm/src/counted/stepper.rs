@@ -89,7 +89,7 @@ impl KvmEngine {
                 }
                 Raw::Interrupted => {
                     self.take_kick()?;
-                    let nesting = self.vcpu.nesting()?;
+                    let nesting = self.nesting()?;
                     if nesting.in_guest {
                         // Before its first instruction, perhaps; with no event on its way (that is
                         // looked at above) it stands there.
@@ -132,7 +132,7 @@ impl KvmEngine {
             return Ok(());
         }
         self.vcpu.unwatch(false)?;
-        if self.standing != Standing::Guest && !self.vcpu.nesting()?.in_guest {
+        if self.standing != Standing::Guest && !self.nesting()?.in_guest {
             self.block.set_dr7(self.guest_dr7);
         }
         Ok(())
