@@ -7,6 +7,7 @@
 use engine::{CpuState, DescriptorTable, Segment};
 use kvm_bindings::kvm_regs;
 
+use crate::page::Page;
 use crate::walk::Paging;
 
 /// The vector of debug exceptions.
@@ -83,6 +84,18 @@ pub struct Based {
     pub tr: Segment,
 }
 
+/// Offsets of registers in the block's page.
+pub struct Layout {
+    pub rip: usize,
+    pub rsp: usize,
+    pub rflags: usize,
+    pub dr7: usize,
+    pub cr0: usize,
+    pub cr3: usize,
+    pub cr4: usize,
+    pub efer: usize,
+}
+
 /// The control block.
 pub trait Block: Send {
     /// Makes it hold the guest in this state; with PAE paging `pdptes` are the four entries at CR3.
@@ -96,19 +109,57 @@ pub trait Block: Send {
     /// Bytes of the intercepted instruction, where the processor tells.
     fn instruction_len(&self) -> Option<u64>;
 
-    fn rip(&self) -> u64;
-    fn set_rip(&mut self, rip: u64);
-    fn rsp(&self) -> u64;
-    fn rflags(&self) -> u64;
-    fn set_rflags(&mut self, rflags: u64);
+    /// The memory that it is in, and where the registers lie there that both processors have in it.
+    fn page(&self) -> &Page;
+    fn page_mut(&mut self) -> &mut Page;
+    fn layout(&self) -> &'static Layout;
+
+    fn rip(&self) -> u64 {
+        self.page().get(self.layout().rip)
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        let at = self.layout().rip;
+        self.page_mut().put(at, rip);
+    }
+
+    fn rsp(&self) -> u64 {
+        self.page().get(self.layout().rsp)
+    }
+
+    fn rflags(&self) -> u64 {
+        self.page().get(self.layout().rflags)
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        let at = self.layout().rflags;
+        self.page_mut().put(at, rflags);
+    }
+
+    fn dr7(&self) -> u64 {
+        self.page().get(self.layout().dr7)
+    }
+
+    fn set_dr7(&mut self, dr7: u64) {
+        let at = self.layout().dr7;
+        self.page_mut().put(at, dr7);
+    }
+
+    fn paging(&self) -> Paging {
+        let (page, layout) = (self.page(), self.layout());
+        Paging {
+            cr0: page.get(layout.cr0),
+            cr3: page.get(layout.cr3),
+            cr4: page.get(layout.cr4),
+            efer: page.get(layout.efer),
+        }
+    }
+
     fn cpl(&self) -> u8;
     fn code_segment(&self) -> Segment;
-    fn paging(&self) -> Paging;
     /// Whether an interrupt shadow stands.
     fn shadow(&self) -> bool;
     fn end_shadow(&mut self);
-    fn dr7(&self) -> u64;
-    fn set_dr7(&mut self, dr7: u64);
 
     /// RAX, which is here or among the vCPU's registers.
     fn rax(&self, regs: &kvm_regs) -> u64;

@@ -75,10 +75,7 @@ impl KvmEngine {
     /// executed again, with NE seen as what it sets, and is not intercepted then; one that faults must
     /// not get so far (SDM vol. 3, 2.5).
     fn set_cr0(&mut self, register: u8) {
-        let value = match register {
-            4 => self.block.rsp(),
-            other => self.general_register(other),
-        };
+        let value = self.general_register(register);
         let paging = self.block.paging();
         let turns_on = value & cr0::PG != 0 && paging.cr0 & cr0::PG == 0;
         let enters_long = turns_on && paging.efer & efer::LME != 0;
@@ -95,10 +92,10 @@ impl KvmEngine {
 
     /// By its number in an instruction; RSP is the control block's.
     fn general_register(&self, number: u8) -> u64 {
-        let r = &self.vcpu.seen.regs;
+        let (r, rsp) = (&self.vcpu.seen.regs, self.block.rsp());
         [
-            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11,
-            r.r12, r.r13, r.r14, r.r15,
+            r.rax, r.rcx, r.rdx, r.rbx, rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
+            r.r13, r.r14, r.r15,
         ][usize::from(number & 15)]
     }
 

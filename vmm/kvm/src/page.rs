@@ -40,4 +40,20 @@ impl Page {
         // SAFETY: as in `get`.
         unsafe { self.bytes.add(at).cast::<T>().write_volatile(value) }
     }
+
+    pub fn u64(&self, at: usize) -> u64 {
+        self.get(at)
+    }
+
+    pub fn u32(&self, at: usize) -> u32 {
+        self.get(at)
+    }
+
+    pub fn set_u64(&mut self, at: usize, value: u64) {
+        self.put(at, value);
+    }
+
+    pub fn set_u32(&mut self, at: usize, value: u32) {
+        self.put(at, value);
+    }
 }

@@ -5,9 +5,8 @@ use engine::bits::access;
 use engine::{CpuState, DescriptorTable, Segment};
 use kvm_bindings::kvm_regs;
 
-use crate::block::{Block, Event, Intercept, SINGLE_STEP, Switched};
+use crate::block::{Block, Event, Intercept, Layout, SINGLE_STEP, Switched};
 use crate::page::Page;
-use crate::walk::Paging;
 
 /// EFER.SVME, which VMRUN wants in the guest's EFER as well.
 pub const SVME: u64 = 1 << 12;
@@ -98,6 +97,17 @@ fn encode(event: Event) -> u64 {
     }
 }
 
+const LAYOUT: Layout = Layout {
+    rip: at::RIP,
+    rsp: at::RSP,
+    rflags: at::RFLAGS,
+    dr7: at::DR7,
+    cr0: at::CR0,
+    cr3: at::CR3,
+    cr4: at::CR4,
+    efer: at::EFER,
+};
+
 /// The VMCB.
 pub struct Vmcb {
     page: Page,
@@ -108,31 +118,15 @@ impl Vmcb {
         Self { page }
     }
 
-    fn u64(&self, at: usize) -> u64 {
-        self.page.get(at)
-    }
-
-    fn u32(&self, at: usize) -> u32 {
-        self.page.get(at)
-    }
-
-    fn set_u64(&mut self, at: usize, v: u64) {
-        self.page.put(at, v);
-    }
-
-    fn set_u32(&mut self, at: usize, v: u32) {
-        self.page.put(at, v);
-    }
-
     /// A segment register. GDTR and IDTR are in the same form.
     fn segment(&self, at: usize) -> Segment {
-        let word = self.u32(at);
+        let word = self.page.u32(at);
         let attributes = word >> 16;
         Segment {
             selector: word as u16,
             access: attributes & 0xff | (attributes & 0xf00) << 4,
-            base: self.u64(at + 8),
-            limit: self.u32(at + 4),
+            base: self.page.u64(at + 8),
+            limit: self.page.u32(at + 4),
         }
     }
 
@@ -150,30 +144,33 @@ impl Vmcb {
         } else {
             s.access & 0xff | s.access >> 4 & 0xf00
         };
-        self.set_u32(at, u32::from(s.selector) | attributes << 16);
-        self.set_u32(at + 4, s.limit);
-        self.set_u64(at + 8, s.base);
+        self.page
+            .set_u32(at, u32::from(s.selector) | attributes << 16);
+        self.page.set_u32(at + 4, s.limit);
+        self.page.set_u64(at + 8, s.base);
     }
 
     /// Writes the control area as VMRUN is to find it.
     fn set_control(&mut self, shadow: bool, event: Option<Event>) {
         for offset in (0..at::CONTROL_END).step_by(8) {
-            self.set_u64(offset, 0);
+            self.page.set_u64(offset, 0);
         }
         for code in INTERCEPTED {
             // Vectors 3 and 4 begin with the codes 60h and 80h.
             let word = at::INTERCEPTS + 0xc + 4 * usize::from(code >= 0x80);
-            self.set_u32(word, self.u32(word) | 1 << (code & 0x1f));
+            self.page
+                .set_u32(word, self.page.u32(word) | 1 << (code & 0x1f));
         }
         // Without L2 nested paging ASIDs mean nothing, but 0 is refused.
-        self.set_u32(at::ASID, 1);
-        self.set_u32(at::INTERRUPT_STATE, u32::from(shadow));
-        self.set_u64(at::EVENT_INJECTION, event.map_or(0, encode));
+        self.page.set_u32(at::ASID, 1);
+        self.page.set_u32(at::INTERRUPT_STATE, u32::from(shadow));
+        self.page
+            .set_u64(at::EVENT_INJECTION, event.map_or(0, encode));
     }
 
     /// Whether the delivery of an event was broken off.
     fn was_delivering(&self) -> bool {
-        self.u64(at::EXIT_INT_INFO) & 1 << 31 != 0
+        self.page.u64(at::EXIT_INT_INFO) & 1 << 31 != 0
     }
 }
 
@@ -207,23 +204,23 @@ impl Block for Vmcb {
             (at::RAX, s.gpr[0]),
             (at::PAT, s.msrs.pat),
         ] {
-            self.set_u64(at, v);
+            self.page.set_u64(at, v);
         }
     }
 
     fn store(&self) -> Switched {
         Switched {
-            rax: Some(self.u64(at::RAX)),
-            rsp: self.u64(at::RSP),
-            rip: self.u64(at::RIP),
-            rflags: self.u64(at::RFLAGS),
-            cr0: self.u64(at::CR0),
-            cr2: Some(self.u64(at::CR2)),
-            cr3: self.u64(at::CR3),
-            cr4: self.u64(at::CR4),
-            efer: self.u64(at::EFER) & !SVME,
-            dr6: Some(self.u64(at::DR6)),
-            dr7: self.u64(at::DR7),
+            rax: Some(self.page.u64(at::RAX)),
+            rsp: self.page.u64(at::RSP),
+            rip: self.page.u64(at::RIP),
+            rflags: self.page.u64(at::RFLAGS),
+            cr0: self.page.u64(at::CR0),
+            cr2: Some(self.page.u64(at::CR2)),
+            cr3: self.page.u64(at::CR3),
+            cr4: self.page.u64(at::CR4),
+            efer: self.page.u64(at::EFER) & !SVME,
+            dr6: Some(self.page.u64(at::DR6)),
+            dr7: self.page.u64(at::DR7),
             cpl: self.cpl(),
             shadow: self.shadow(),
             segments: [at::ES, at::CS, at::SS, at::DS].map(|at| self.segment(at)),
@@ -238,7 +235,7 @@ impl Block for Vmcb {
     }
 
     fn intercept(&self) -> Intercept {
-        let code = self.u64(at::EXIT_CODE);
+        let code = self.page.u64(at::EXIT_CODE);
         if self.was_delivering() {
             return Intercept::Stopped("an intercept while an event was delivered".to_owned());
         }
@@ -272,24 +269,16 @@ impl Block for Vmcb {
         None
     }
 
-    fn rip(&self) -> u64 {
-        self.u64(at::RIP)
+    fn page(&self) -> &Page {
+        &self.page
     }
 
-    fn set_rip(&mut self, rip: u64) {
-        self.set_u64(at::RIP, rip);
+    fn page_mut(&mut self) -> &mut Page {
+        &mut self.page
     }
 
-    fn rsp(&self) -> u64 {
-        self.u64(at::RSP)
-    }
-
-    fn rflags(&self) -> u64 {
-        self.u64(at::RFLAGS)
-    }
-
-    fn set_rflags(&mut self, rflags: u64) {
-        self.set_u64(at::RFLAGS, rflags);
+    fn layout(&self) -> &'static Layout {
+        &LAYOUT
     }
 
     fn cpl(&self) -> u8 {
@@ -300,41 +289,25 @@ impl Block for Vmcb {
         self.segment(at::CS)
     }
 
-    fn paging(&self) -> Paging {
-        Paging {
-            cr0: self.u64(at::CR0),
-            cr3: self.u64(at::CR3),
-            cr4: self.u64(at::CR4),
-            efer: self.u64(at::EFER),
-        }
-    }
-
     fn shadow(&self) -> bool {
-        self.u32(at::INTERRUPT_STATE) & 1 != 0
+        self.page.u32(at::INTERRUPT_STATE) & 1 != 0
     }
 
     fn end_shadow(&mut self) {
-        self.set_u32(at::INTERRUPT_STATE, 0);
-    }
-
-    fn dr7(&self) -> u64 {
-        self.u64(at::DR7)
-    }
-
-    fn set_dr7(&mut self, dr7: u64) {
-        self.set_u64(at::DR7, dr7);
+        self.page.set_u32(at::INTERRUPT_STATE, 0);
     }
 
     fn rax(&self, _regs: &kvm_regs) -> u64 {
-        self.u64(at::RAX)
+        self.page.u64(at::RAX)
     }
 
     fn set_rax(&mut self, _regs: &mut kvm_regs, rax: u64) {
-        self.set_u64(at::RAX, rax);
+        self.page.set_u64(at::RAX, rax);
     }
 
     fn note_step(&mut self) -> bool {
-        self.set_u64(at::DR6, self.u64(at::DR6) | SINGLE_STEP);
+        self.page
+            .set_u64(at::DR6, self.page.u64(at::DR6) | SINGLE_STEP);
         true
     }
 

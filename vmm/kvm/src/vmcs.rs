@@ -14,11 +14,10 @@ use engine::bits::{access, cr0, cr4, efer, rflags};
 use engine::{CpuState, DescriptorTable, Segment};
 use kvm_bindings::kvm_regs;
 
-use crate::block::{Based, Block, Event, Intercept, Switched};
+use crate::block::{Based, Block, Event, Intercept, Layout, Switched};
 use crate::page::Page;
 use crate::segments;
 use crate::vmx::{Controls, Host};
-use crate::walk::Paging;
 
 use self::layout::{at, reason, register};
 
@@ -36,6 +35,17 @@ const PENDING_STEP: u64 = 1 << 14;
 /// The event's field holds one.
 const VALID: u32 = 1 << 31;
 
+const LAYOUT: Layout = Layout {
+    rip: at::RIP,
+    rsp: at::RSP,
+    rflags: at::RFLAGS,
+    dr7: at::DR7,
+    cr0: at::CR0,
+    cr3: at::CR3,
+    cr4: at::CR4,
+    efer: at::EFER,
+};
+
 /// The VMCS.
 pub struct Vmcs {
     page: Page,
@@ -52,51 +62,35 @@ impl Vmcs {
         }
     }
 
-    fn u64(&self, at: usize) -> u64 {
-        self.page.get(at)
-    }
-
-    fn u32(&self, at: usize) -> u32 {
-        self.page.get(at)
-    }
-
-    fn set_u64(&mut self, at: usize, v: u64) {
-        self.page.put(at, v);
-    }
-
-    fn set_u32(&mut self, at: usize, v: u32) {
-        self.page.put(at, v);
-    }
-
     /// One that is unusable keeps the rights that it had; of these only DPL is one, for SS.
     fn segment(&self, number: usize) -> Segment {
-        let mut access = self.u32(at::RIGHTS + 4 * number);
+        let mut access = self.page.u32(at::RIGHTS + 4 * number);
         if access & access::UNUSABLE != 0 {
             access &= access::UNUSABLE | 0x60;
         }
         Segment {
             selector: self.page.get(at::SELECTORS + 2 * number),
             access,
-            base: self.u64(at::BASES + 8 * number),
-            limit: self.u32(at::LIMITS + 4 * number),
+            base: self.page.u64(at::BASES + 8 * number),
+            limit: self.page.u32(at::LIMITS + 4 * number),
         }
     }
 
     fn set_segment(&mut self, number: usize, s: &Segment) {
         self.page.put(at::SELECTORS + 2 * number, s.selector);
-        self.set_u32(at::RIGHTS + 4 * number, s.access);
+        self.page.set_u32(at::RIGHTS + 4 * number, s.access);
         self.set_table(number, s.base, s.limit);
     }
 
     fn set_table(&mut self, number: usize, base: u64, limit: u32) {
-        self.set_u64(at::BASES + 8 * number, base);
-        self.set_u32(at::LIMITS + 4 * number, limit);
+        self.page.set_u64(at::BASES + 8 * number, base);
+        self.page.set_u32(at::LIMITS + 4 * number, limit);
     }
 
     fn table(&self, number: usize) -> DescriptorTable {
         DescriptorTable {
-            base: self.u64(at::BASES + 8 * number),
-            limit: self.u32(at::LIMITS + 4 * number) as u16,
+            base: self.page.u64(at::BASES + 8 * number),
+            limit: self.page.u32(at::LIMITS + 4 * number) as u16,
         }
     }
 
@@ -104,11 +98,11 @@ impl Vmcs {
     fn set_control(&mut self) {
         for offset in at::ALL.step_by(4) {
             if !at::GUEST.iter().any(|part| part.contains(&offset)) {
-                self.set_u32(offset, 0);
+                self.page.set_u32(offset, 0);
             }
         }
         let c = self.controls;
-        let long = self.u64(at::EFER) & efer::LMA != 0;
+        let long = self.page.u64(at::EFER) & efer::LMA != 0;
         for (at, v) in [
             (at::REVISION, REVISION),
             (at::PIN_CONTROLS, c.pin),
@@ -119,9 +113,9 @@ impl Vmcs {
             (at::REASON, reason::NONE),
             (at::ACTIVITY, 0),
         ] {
-            self.set_u32(at, v);
+            self.page.set_u32(at, v);
         }
-        debug_assert_eq!(self.u32(at::LAUNCH_STATE), 0);
+        debug_assert_eq!(self.page.u32(at::LAUNCH_STATE), 0);
         let h = self.host;
         for (at, v) in [
             (at::MSR_BITMAP, h.msr_bitmap),
@@ -135,7 +129,7 @@ impl Vmcs {
             (at::HOST_CR4, h.cr4),
             (at::HOST_RIP, h.rip),
         ] {
-            self.set_u64(at, v);
+            self.page.set_u64(at, v);
         }
         for (i, selector) in h.selectors.into_iter().enumerate() {
             self.page.put(at::HOST_SELECTORS + 2 * i, selector);
@@ -144,7 +138,7 @@ impl Vmcs {
 
     /// The event that the entry delivers (SDM vol. 3, 25.8.3).
     fn set_event(&mut self, event: Event) {
-        let protected = self.u64(at::CR0) & cr0::PE != 0;
+        let protected = self.page.u64(at::CR0) & cr0::PE != 0;
         let (field, error) = match event {
             Event::Interrupt(vector) => (u32::from(vector) | VALID, 0),
             Event::Exception(vector, error) => {
@@ -154,8 +148,8 @@ impl Vmcs {
                 (u32::from(vector) | 3 << 8 | has | VALID, error.unwrap_or(0))
             }
         };
-        self.set_u32(at::ENTRY_EVENT, field);
-        self.set_u32(at::ENTRY_ERROR, error);
+        self.page.set_u32(at::ENTRY_EVENT, field);
+        self.page.set_u32(at::ENTRY_ERROR, error);
         self.end_shadow();
     }
 
@@ -169,14 +163,14 @@ impl Vmcs {
             true if flags & rflags::IF != 0 && !traps => BLOCKED_BY_STI,
             true => BLOCKED_BY_MOV_SS,
         };
-        self.set_u32(at::INTERRUPTIBILITY, state);
+        self.page.set_u32(at::INTERRUPTIBILITY, state);
         let pending = if on && traps { PENDING_STEP } else { 0 };
-        self.set_u64(at::PENDING_DEBUG, pending);
+        self.page.set_u64(at::PENDING_DEBUG, pending);
     }
 
     fn control_register_intercept(&self) -> Intercept {
         // Bits 0 to 3 the register, 4 and 5 the kind (0: MOV to it), 8 to 11 the general register.
-        let what = self.u64(at::QUALIFICATION);
+        let what = self.page.u64(at::QUALIFICATION);
         match (what & 0xf, what >> 4 & 3) {
             (0, 0) => Intercept::SetCr0((what >> 8 & 0xf) as u8),
             (4, 0) => Intercept::SetCr4,
@@ -189,7 +183,7 @@ impl Vmcs {
 
 impl Block for Vmcs {
     fn load(&mut self, s: &CpuState, pdptes: [u64; 4]) {
-        self.set_u64(at::EFER, s.msrs.efer);
+        self.page.set_u64(at::EFER, s.msrs.efer);
         self.set_control();
         for (number, what) in [
             (register::ES, Loaded::Data),
@@ -206,7 +200,7 @@ impl Block for Vmcs {
         self.set_table(register::GDTR, s.gdtr.base, u32::from(s.gdtr.limit));
         self.set_table(register::IDTR, s.idtr.base, u32::from(s.idtr.limit));
         for (i, entry) in pdptes.into_iter().enumerate() {
-            self.set_u64(at::PDPTE0 + 8 * i, entry);
+            self.page.set_u64(at::PDPTE0 + 8 * i, entry);
         }
         for (at, v) in [
             (at::CR0, s.cr0 | cr0::NE),
@@ -221,14 +215,15 @@ impl Block for Vmcs {
             (at::SYSENTER_ESP, s.msrs.sysenter_esp),
             (at::SYSENTER_EIP, s.msrs.sysenter_eip),
         ] {
-            self.set_u64(at, v);
+            self.page.set_u64(at, v);
         }
-        self.set_u32(at::SYSENTER_CS, s.msrs.sysenter_cs as u32);
+        self.page
+            .set_u32(at::SYSENTER_CS, s.msrs.sysenter_cs as u32);
         self.set_shadow(s.interrupt_shadow);
     }
 
     fn store(&self) -> Switched {
-        let (cr0, cr4) = self.seen_by_guest(self.u64(at::CR0), self.u64(at::CR4));
+        let (cr0, cr4) = self.seen_by_guest(self.page.u64(at::CR0), self.page.u64(at::CR4));
         Switched {
             rax: None,
             rsp: self.rsp(),
@@ -236,9 +231,9 @@ impl Block for Vmcs {
             rflags: self.rflags(),
             cr0,
             cr2: None,
-            cr3: self.u64(at::CR3),
+            cr3: self.page.u64(at::CR3),
             cr4,
-            efer: self.u64(at::EFER),
+            efer: self.page.u64(at::EFER),
             dr6: None,
             dr7: self.dr7(),
             cpl: self.cpl(),
@@ -257,21 +252,21 @@ impl Block for Vmcs {
     }
 
     fn prepare(&mut self, event: Option<Event>) {
-        let numeric_error = self.u64(at::CR0_SHADOW);
+        let numeric_error = self.page.u64(at::CR0_SHADOW);
         self.set_control();
-        self.set_u64(at::CR0_SHADOW, numeric_error);
+        self.page.set_u64(at::CR0_SHADOW, numeric_error);
         if let Some(event) = event {
             self.set_event(event);
         }
     }
 
     fn intercept(&self) -> Intercept {
-        let reason = self.u32(at::REASON);
+        let reason = self.page.u32(at::REASON);
         if reason == reason::TRIPLE_FAULT {
             return Intercept::TripleFault;
         }
         if reason == reason::NONE {
-            let why = self.u32(at::INSTRUCTION_ERROR);
+            let why = self.page.u32(at::INSTRUCTION_ERROR);
             return Intercept::Stopped(format!("VMLAUNCH failed with error {why}"));
         }
         if reason & reason::ENTRY_FAILED != 0 {
@@ -279,8 +274,8 @@ impl Block for Vmcs {
                 "VMLAUNCH refused the guest's state (reason {reason:#x}, RFLAGS {:#x}, event {:#x}, \
                  interruptibility {:#x})",
                 self.rflags(),
-                self.u32(at::ENTRY_EVENT),
-                self.u32(at::INTERRUPTIBILITY)
+                self.page.u32(at::ENTRY_EVENT),
+                self.page.u32(at::INTERRUPTIBILITY)
             ));
         }
         if reason == reason::TASK_SWITCH {
@@ -288,7 +283,7 @@ impl Block for Vmcs {
                 "a hardware task switch, which is not done with VT-x".to_owned(),
             );
         }
-        if self.u32(at::IDT_VECTORING) & VALID != 0 {
+        if self.page.u32(at::IDT_VECTORING) & VALID != 0 {
             return Intercept::Stopped("an intercept while an event was delivered".to_owned());
         }
         match reason {
@@ -320,27 +315,19 @@ impl Block for Vmcs {
     }
 
     fn instruction_len(&self) -> Option<u64> {
-        Some(u64::from(self.u32(at::INSTRUCTION_LEN) & 0xf))
+        Some(u64::from(self.page.u32(at::INSTRUCTION_LEN) & 0xf))
     }
 
-    fn rip(&self) -> u64 {
-        self.u64(at::RIP)
+    fn page(&self) -> &Page {
+        &self.page
     }
 
-    fn set_rip(&mut self, rip: u64) {
-        self.set_u64(at::RIP, rip);
+    fn page_mut(&mut self) -> &mut Page {
+        &mut self.page
     }
 
-    fn rsp(&self) -> u64 {
-        self.u64(at::RSP)
-    }
-
-    fn rflags(&self) -> u64 {
-        self.u64(at::RFLAGS)
-    }
-
-    fn set_rflags(&mut self, rflags: u64) {
-        self.set_u64(at::RFLAGS, rflags);
+    fn layout(&self) -> &'static Layout {
+        &LAYOUT
     }
 
     /// DPL of SS; in real mode that is 0.
@@ -352,30 +339,13 @@ impl Block for Vmcs {
         self.segment(register::CS)
     }
 
-    fn paging(&self) -> Paging {
-        Paging {
-            cr0: self.u64(at::CR0),
-            cr3: self.u64(at::CR3),
-            cr4: self.u64(at::CR4),
-            efer: self.u64(at::EFER),
-        }
-    }
-
     fn shadow(&self) -> bool {
-        self.u32(at::INTERRUPTIBILITY) & (BLOCKED_BY_STI | BLOCKED_BY_MOV_SS) != 0
+        self.page.u32(at::INTERRUPTIBILITY) & (BLOCKED_BY_STI | BLOCKED_BY_MOV_SS) != 0
     }
 
     fn end_shadow(&mut self) {
-        self.set_u32(at::INTERRUPTIBILITY, 0);
-        self.set_u64(at::PENDING_DEBUG, 0);
-    }
-
-    fn dr7(&self) -> u64 {
-        self.u64(at::DR7)
-    }
-
-    fn set_dr7(&mut self, dr7: u64) {
-        self.set_u64(at::DR7, dr7);
+        self.page.set_u32(at::INTERRUPTIBILITY, 0);
+        self.page.set_u64(at::PENDING_DEBUG, 0);
     }
 
     fn rax(&self, regs: &kvm_regs) -> u64 {
@@ -391,13 +361,14 @@ impl Block for Vmcs {
     }
 
     fn seen_by_guest(&self, cr0: u64, cr4: u64) -> (u64, u64) {
-        let numeric_error = self.u64(at::CR0_SHADOW) & cr0::NE;
+        let numeric_error = self.page.u64(at::CR0_SHADOW) & cr0::NE;
         (cr0 & !cr0::NE | numeric_error, cr4 & cr4::ALL)
     }
 
     fn set_numeric_error(&mut self, on: bool) {
-        let shadow = self.u64(at::CR0_SHADOW) & !cr0::NE;
-        self.set_u64(at::CR0_SHADOW, shadow | if on { cr0::NE } else { 0 });
+        let shadow = self.page.u64(at::CR0_SHADOW) & !cr0::NE;
+        self.page
+            .set_u64(at::CR0_SHADOW, shadow | if on { cr0::NE } else { 0 });
     }
 }
 

@@ -80,8 +80,9 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Runs the bash script `script` in the rig for at most `bound` of the rig's time; each line that it writes goes to
-    /// `line`. Gives its exit status: 124 if it ran over its time, 137 if it had to be killed then.
+    /// Runs the bash script `script` in the rig for at most `bound` of the rig's time; each line that it
+    /// writes goes to `line`. Gives its exit status: 124 if it ran over its time, 137 if it had to be
+    /// killed then.
     pub fn run(
         &mut self,
         script: &str,

@@ -156,7 +156,7 @@ impl KvmEngine {
         }
     }
 
-    pub(super) fn handler_of(&mut self, event: Event) -> Option<u64> {
+    fn handler_of(&mut self, event: Event) -> Option<u64> {
         let state = self.read_state();
         let (Event::Interrupt(vector) | Event::Exception(vector, _)) = event;
         handler(self, &state, vector)

@@ -33,8 +33,8 @@ fn a_state_comes_back() {
         let tr = got.based.expect("VMX switches TR").tr;
         assert_eq!(tr, segments::NO_TASK);
         // The processor's own: NE, VMXE.
-        assert_eq!(vmcs.u64(at::CR0) & cr0::NE, cr0::NE);
-        assert_eq!(vmcs.u64(at::CR4) & VMXE, VMXE);
+        assert_eq!(vmcs.page.u64(at::CR0) & cr0::NE, cr0::NE);
+        assert_eq!(vmcs.page.u64(at::CR4) & VMXE, VMXE);
     });
 }
 
@@ -47,7 +47,7 @@ fn an_unusable_segment_has_no_rights_but_the_cpl() {
         s.segments[2].access = access::UNUSABLE;
         vmcs.load(&s, [0; 4]);
         assert_eq!(vmcs.cpl(), 3);
-        vmcs.set_u32(at::RIGHTS, 0x1_c0f3);
+        vmcs.page.set_u32(at::RIGHTS, 0x1_c0f3);
         let es = segments::canonical(vmcs.store().segments[0], segments::Use::Data);
         assert_eq!((es.access, es.limit), (access::UNUSABLE, 0));
     });
@@ -59,14 +59,14 @@ fn an_unusable_segment_has_no_rights_but_the_cpl() {
 fn what_the_guest_destroys_is_written_anew() {
     with(|vmcs| {
         vmcs.load(&long_mode(), [1, 2, 3, 4]);
-        let before: Vec<u32> = at::ALL.step_by(4).map(|at| vmcs.u32(at)).collect();
+        let before: Vec<u32> = at::ALL.step_by(4).map(|at| vmcs.page.u32(at)).collect();
         for offset in at::ALL.step_by(4) {
             if !at::GUEST.iter().any(|part| part.contains(&offset)) && offset != at::CR0_SHADOW {
-                vmcs.set_u32(offset, 0xa5a5_a5a5);
+                vmcs.page.set_u32(offset, 0xa5a5_a5a5);
             }
         }
         vmcs.prepare(None);
-        let after: Vec<u32> = at::ALL.step_by(4).map(|at| vmcs.u32(at)).collect();
+        let after: Vec<u32> = at::ALL.step_by(4).map(|at| vmcs.page.u32(at)).collect();
         for (i, (before, after)) in before.iter().zip(&after).enumerate() {
             assert!(before == after || 4 * i == at::CR0_SHADOW + 4, "{}", 4 * i);
         }
@@ -86,8 +86,8 @@ fn shadows_fit_the_flags() {
         ] {
             s.rflags = flags;
             vmcs.load(&s, [0; 4]);
-            assert_eq!(vmcs.u32(at::INTERRUPTIBILITY), state, "{flags:#x}");
-            assert_eq!(vmcs.u64(at::PENDING_DEBUG), pending, "{flags:#x}");
+            assert_eq!(vmcs.page.u32(at::INTERRUPTIBILITY), state, "{flags:#x}");
+            assert_eq!(vmcs.page.u64(at::PENDING_DEBUG), pending, "{flags:#x}");
             assert!(vmcs.store().shadow);
         }
     });
@@ -107,8 +107,8 @@ fn events_are_encoded_as_the_manual_has_them() {
             s.cr0 = if protected { 0x8001_0013 } else { 0x10 };
             vmcs.load(&s, [0; 4]);
             vmcs.prepare(Some(event));
-            assert_eq!(vmcs.u32(at::ENTRY_EVENT), field, "{event:?}");
-            assert_eq!(vmcs.u32(at::ENTRY_ERROR), error, "{event:?}");
+            assert_eq!(vmcs.page.u32(at::ENTRY_EVENT), field, "{event:?}");
+            assert_eq!(vmcs.page.u32(at::ENTRY_ERROR), error, "{event:?}");
         }
     });
 }
@@ -126,14 +126,14 @@ fn exits_are_told_apart() {
             (57, Intercept::Undefined),
             (31, Intercept::NoMsr),
         ] {
-            vmcs.set_u32(at::REASON, reason);
+            vmcs.page.set_u32(at::REASON, reason);
             assert_eq!(vmcs.intercept(), want);
         }
-        vmcs.set_u32(at::REASON, 28);
-        vmcs.set_u64(at::QUALIFICATION, 3 << 8);
+        vmcs.page.set_u32(at::REASON, 28);
+        vmcs.page.set_u64(at::QUALIFICATION, 3 << 8);
         assert_eq!(vmcs.intercept(), Intercept::SetCr0(3));
         for reason in [9, 0xffff, 0x8000_0021, 300] {
-            vmcs.set_u32(at::REASON, reason);
+            vmcs.page.set_u32(at::REASON, reason);
             assert!(matches!(vmcs.intercept(), Intercept::Stopped(_)));
         }
     });
